@@ -1,0 +1,573 @@
+"""A run: its command line, its directory on disk, its progress, and the trained policy that comes out of it.
+
+A run directory holds `config.json`, `episodes.csv`, `updates.csv`, `checkpoint.pt`, `reward.png` and TensorBoard
+events. Nothing here knows how the policy is trained: that is the scripts' part.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import importlib.metadata
+import io
+import json
+import os
+import pickle
+import platform
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+import traceback
+import zipfile
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn, Self, TypeVar
+
+import numpy as np
+import torch
+import tyro
+from gymnasium import spaces
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from torch import nn
+from tqdm import tqdm
+
+import environments
+from environments import ActionMap, EnvFn
+from networks import make_actor
+from utils import ObservationNormalizer, UsageError, plot_returns
+
+PRESETS = Path(__file__).parent / "presets.toml"
+EPISODE_COLUMNS = ["timestep", "return", "length", "wall_time"]
+METRICS = ["policy_loss", "value_loss", "entropy", "explained_variance", "actor_grad_norm", "critic_grad_norm"]
+LOGS = {"episodes.csv": EPISODE_COLUMNS, "updates.csv": ["timestep", *METRICS, "timesteps_per_second"]}
+
+
+class TrainingError(Exception):
+    """Training cannot go on: a number that is not finite, an environment that raised. Says what, when and where."""
+
+
+# --- The command line ------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What every run is told, whichever way it learns. The scripts' own `Config` adds the algorithm's settings."""
+
+    script: ClassVar[str]
+
+    env: str = "Pendulum-v0"
+    """Environment: a Gymnasium id, or module:Id-v0 to import the module that registers it."""
+    seed: int = 0
+    """Seed of everything random: the same seed gives the same numbers."""
+    total_timesteps: int = 100_000
+    """Timesteps to train, summed over the environments."""
+    preset: bool = False
+    """Start from the settings that presets.toml has for this environment; flags that are given still win."""
+    run_dir: Path | None = None
+    """Directory of the run, new or empty. Without it: runs/<env>_<epoch|step>_seed<seed>_<time>."""
+    resume: Path | None = None
+    """Continue the run in this directory with its own settings; only --total-timesteps can be changed."""
+    img_dir: Path = Path("img")
+    """Where the plot A2C_<env>.png (step update) or A2C_<env>_epoch.png (epoch update) goes."""
+    checkpoint_interval: int = 20_000
+    """Timesteps between checkpoints; there is always one at the end."""
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """Units in each hidden layer, of the actor and of the critic."""
+    device: str = "cpu"
+    """Where the networks live: cpu, cuda or cuda:<n>. For networks this small the CPU is the faster one."""
+    reward_shaping: str | None = None
+    """Potential that shapes the reward: built-in (MountainCar) or module:function, from observations (N, D) to (N,)."""
+
+    def validate(self) -> None:
+        """Raise a `UsageError` for the first setting that cannot be."""
+        for name in ("total_timesteps", "checkpoint_interval"):
+            check(self, name, getattr(self, name) > 0, "must be at least 1")
+        check(self, "hidden_sizes", all(size > 0 for size in self.hidden_sizes), "must all be at least 1")
+        check(self, "seed", 0 <= self.seed < 2**32, "must be between 0 and 4294967295")
+        try:
+            torch.zeros(1, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise UsageError(
+                f"--device {self.device} is not there ({environments.first_line(error)}); use cpu"
+                + (f" or cuda:0 to cuda:{n - 1}" if (n := torch.cuda.device_count()) else "")
+            ) from error
+
+
+def check(config: RunConfig, name: str, holds: bool, what: str) -> None:
+    """Raise a `UsageError` that names the setting's flag and says `what` it must be, unless it `holds`."""
+    if not holds:
+        raise UsageError(f"--{name.replace('_', '-')} {getattr(config, name)} {what}")
+
+
+ConfigType = TypeVar("ConfigType", bound=RunConfig)
+Settings = TypeVar("Settings")
+
+
+def parse(config_class: type[ConfigType], args: list[str]) -> ConfigType:
+    """Read a script's settings from its arguments, over those of a preset or of the run that is resumed.
+
+    Raises:
+        UsageError: an argument that is not understood, or one that a resumed run cannot change.
+    """
+    # A bare --reward-shaping is the built-in one.
+    for i in reversed(range(len(args))):
+        if args[i].replace("_", "-") == "--reward-shaping" and (i + 1 == len(args) or args[i + 1].startswith("--")):
+            args = [*args[: i + 1], "built-in", *args[i + 1 :]]
+    config = tyro_cli(config_class, args)
+    if config.resume:
+        saved = load_config(config.resume)
+        if saved["script"] != config_class.script:
+            raise UsageError(f"--resume {config.resume} is a run of the {saved['script']} update, not of this script")
+        default = dataclasses.replace(config_from(config_class, saved), resume=config.resume)
+        config = tyro_cli(config_class, args, default=default)
+        for field in dataclasses.fields(config):
+            if field.name not in ("total_timesteps", "img_dir"):
+                same = getattr(config, field.name) == getattr(default, field.name)
+                check(config, field.name, same, "cannot change when a run is resumed; leave it out")
+    elif config.preset:
+        with PRESETS.open("rb") as file:
+            presets = tomllib.load(file)
+        if config.env not in presets.get(config_class.script, {}):
+            raise UsageError(f"--preset: presets.toml has none for {config.env} and the {config_class.script} update")
+        settings = presets[config_class.script][config.env]
+        config = tyro_cli(config_class, args, default=config_from(config_class, settings))
+    return config
+
+
+def tyro_cli(config_class: type[Settings], args: list[str], **options: Any) -> Settings:
+    """`tyro.cli`, its boxed messages made one line."""
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(config_class, args=args, **options)
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        box = [line.strip("│ ") for line in errors.getvalue().splitlines()[1:] if line.startswith("│")]
+        message = " ".join(box[: next((i for i, line in enumerate(box) if line.startswith("──")), None)])
+        raise UsageError(f"{message.rstrip('.')}; --help lists the flags") from None
+
+
+def config_from(config_class: type[ConfigType], settings: Mapping[str, Any]) -> ConfigType:
+    """A config of the settings that it knows, in the types that it has them in."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config_class):
+        if field.name in settings:
+            value = settings[field.name]
+            values[field.name] = tuple(value) if isinstance(value, list) else value
+            if field.name in ("run_dir", "resume", "img_dir") and value is not None:
+                values[field.name] = Path(value)
+    return config_class(**values)
+
+
+# --- The run on disk -------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """A training run: counts its timesteps, logs it, saves it and knows when it is over. Used as a context manager.
+
+    Attributes:
+        config: its settings.
+        directory: where it is kept.
+        timestep: timesteps trained so far.
+        state: what the checkpoint of a resumed run held, else empty.
+        policy: the trained policy, once the script has set it.
+        exit_status: 0, or 128 + the number of the signal that interrupted the run.
+    """
+
+    policy: "Policy"
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.state: dict[str, Any] = {}
+        self.timestep = 0
+        self.exit_status = 0
+        self.episodes: dict[str, list[float]] = {name: [] for name in EPISODE_COLUMNS}
+        self.recent_returns: deque[float] = deque(maxlen=20)
+        self.elapsed_before = 0.0
+        self.next_save = self.next_report = 0
+        if config.resume:
+            self.directory = config.resume
+            self._reopen()
+        else:
+            stamp = time.strftime("%Y%m%d-%H%M%S") + f"-{time.time_ns() // 1000 % 1_000_000:06d}"
+            name = f"{self.env_name}_{config.script}_seed{config.seed}_{stamp}"
+            self.directory = config.run_dir or Path("runs") / name
+            self._create()
+
+    @property
+    def env_name(self) -> str:
+        """The environment's id as a part of a file name."""
+        return self.config.env.rpartition(":")[2].replace("/", "-")
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there is more to train: timesteps are left, and no signal has asked the run to stop."""
+        return self.timestep < self.config.total_timesteps and not self.exit_status
+
+    @property
+    def progress(self) -> float:
+        """Share of the timesteps that are done, 0 to 1."""
+        return min(self.timestep / self.config.total_timesteps, 1.0)
+
+    @property
+    def env_seed(self) -> int:
+        """Seed of the environments: a resumed run, which starts new episodes, must not play the first ones again."""
+        return self.config.seed + self.timestep
+
+    @property
+    def wall_time(self) -> float:
+        """Seconds spent in training, those before a resume included."""
+        return self.elapsed_before + time.monotonic() - self.start
+
+    def __enter__(self) -> Self:
+        self.start = time.monotonic()
+        self.first_timestep = self.timestep
+        self.logs = {name: (self.directory / name).open("a", newline="", buffering=1) for name in LOGS}
+        self.writers = {name: csv.writer(file) for name, file in self.logs.items()}
+        self.events = EventFileWriter(str(self.directory))
+        self.bar = tqdm(
+            total=self.config.total_timesteps,
+            initial=self.timestep,
+            desc=self.env_name,
+            unit=" timesteps",
+            unit_scale=True,
+            disable=None,  # where standard error is no terminal; there `report` prints lines
+        )
+        self.handlers = {}
+        with contextlib.suppress(ValueError):  # not in the main thread: there the caller decides
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.handlers[number] = signal.signal(number, self._interrupt)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.bar.close()
+        self.events.close()
+        for file in self.logs.values():
+            file.close()
+        if error is None:
+            self._plot()
+        elif isinstance(error, UsageError):
+            return
+        elif isinstance(error, Exception):
+            checkpoint = self.directory / "checkpoint.pt"
+            saved = f"the last checkpoint is {checkpoint}" if checkpoint.exists() else "there is no checkpoint yet"
+            what = environments.first_line(error)
+            if not isinstance(error, TrainingError):
+                (self.directory / "error.txt").write_text(traceback.format_exc())
+                what = f"{type(error).__name__}: {what} (all of it in {self.directory / 'error.txt'})"
+            raise TrainingError(f"at timestep {self.timestep}: {what}; {saved}") from error
+
+    def log_rewards(self, rewards: np.ndarray, done: np.ndarray) -> None:
+        """Count one step of all environments, and log the episodes that it ended.
+
+        Args:
+            rewards: the environments' own rewards, neither shaped nor normalised, (N,).
+            done: whether each environment's episode ended with it, (N,).
+        """
+        if self.timestep == self.first_timestep:
+            self.returns, self.lengths = np.zeros(len(rewards)), np.zeros(len(rewards), dtype=np.int64)
+        self.timestep += len(rewards)
+        self.returns += rewards
+        self.lengths += 1
+        for i in np.flatnonzero(done):
+            row = [self.timestep, float(self.returns[i]), int(self.lengths[i]), round(self.wall_time, 3)]
+            self.writers["episodes.csv"].writerow(row)
+            for name, value in zip(EPISODE_COLUMNS, row, strict=True):
+                self.episodes[name].append(value)
+            self.recent_returns.append(row[1])
+            self._add_event({"charts/episodic_return": row[1], "charts/episodic_length": row[2]})
+            self.returns[i] = self.lengths[i] = 0
+
+    def log_update(self, metrics: Mapping[str, float]) -> None:
+        """Log what an update says of itself, a number for each of `METRICS`, and show progress.
+
+        Raises:
+            TrainingError: a loss or a gradient norm is not finite.
+        """
+        for name, value in metrics.items():
+            if name != "explained_variance":  # not a number where all returns are the same
+                self.check_finite(name, value)
+        rate = (self.timestep - self.first_timestep) / (time.monotonic() - self.start)
+        self.writers["updates.csv"].writerow([self.timestep, *(metrics[name] for name in METRICS), round(rate)])
+        self._add_event({f"losses/{name}": value for name, value in metrics.items()} | {"charts/SPS": rate})
+        mean = f"{np.mean(self.recent_returns):.1f}" if self.recent_returns else "-"
+        self.bar.set_postfix_str(f"return {mean}", refresh=False)
+        self.bar.update(self.timestep - self.bar.n)
+        if self.bar.disable and self.timestep >= self.next_report:
+            left = (self.config.total_timesteps - self.timestep) / rate
+            print(
+                f"timestep {self.timestep}/{self.config.total_timesteps}  mean return {mean}"
+                f"  {rate:,.0f} timesteps/s  {max(left, 0):.0f} s left",
+                flush=True,
+            )
+            self.next_report = self.timestep + self.config.total_timesteps // 10
+
+    def check_finite(self, what: str, values: Any) -> None:
+        """Raise a `TrainingError` if any of the values is NaN or infinite."""
+        if not np.isfinite(values).all():
+            raise TrainingError(f"{what} is not finite; a lower learning rate or reward scale usually helps")
+
+    @property
+    def save_due(self) -> bool:
+        """Whether it is time for a checkpoint: an interval has gone by, or this is the end."""
+        return self.timestep >= self.next_save or not self.unfinished
+
+    def save(self, parts: Mapping[str, Any]) -> None:
+        """Write the checkpoint, whole or not at all: the state of every part, and of the random generator."""
+        self.next_save = self.timestep + self.config.checkpoint_interval
+        state = {name: part.state_dict() for name, part in parts.items()}
+        state |= {"rng": torch.get_rng_state(), "timestep": self.timestep, "wall_time": self.wall_time}
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomically(self.directory / "checkpoint.pt", buffer.getvalue())
+
+    def restore(self, parts: Mapping[str, Any]) -> None:
+        """Bring every part to where the checkpoint of a resumed run has it; a new run's are left alone."""
+        if not self.state:
+            return
+        try:
+            for name, part in parts.items():
+                part.load_state_dict(self.state[name])
+            torch.set_rng_state(self.state["rng"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise misfit(self.directory, error) from error
+        print(f"resumed at timestep {self.timestep}; the environments start new episodes")
+
+    def _create(self) -> None:
+        if any((self.directory / name).exists() for name in ("config.json", "checkpoint.pt", *LOGS)):
+            raise UsageError(
+                f"--run-dir {self.directory} already holds a run; --resume {self.directory} continues it,"
+                " or choose another directory"
+            )
+        try:
+            self.config.img_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--img-dir {self.config.img_dir} cannot be written: {error.strerror}") from error
+        settings = {**dataclasses.asdict(self.config), "script": self.config.script}
+        del settings["resume"]
+        about = {"versions": versions(), "commit": commit()}
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(settings | about, indent=2, default=str) + "\n"
+            write_atomically(self.directory / "config.json", text.encode())
+            for name, columns in LOGS.items():
+                (self.directory / name).write_text(",".join(columns) + "\n")
+        except OSError as error:
+            raise UsageError(f"--run-dir {self.directory} cannot be written: {error.strerror}") from error
+
+    def _reopen(self) -> None:
+        self.state = load_checkpoint(self.directory)
+        self.timestep, self.elapsed_before = self.state["timestep"], self.state["wall_time"]
+        for name in LOGS:  # what was logged after the checkpoint is about to happen again
+            with (self.directory / name).open(newline="") as file:
+                header, *rows = csv.reader(file)
+            rows = [row for row in rows if len(row) == len(header) and int(row[0]) <= self.timestep]
+            lines = "".join(",".join(row) + "\n" for row in [header, *rows])
+            write_atomically(self.directory / name, lines.encode())
+            if name == "episodes.csv":
+                self.episodes = {name: [float(row[i]) for row in rows] for i, name in enumerate(EPISODE_COLUMNS)}
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        self.exit_status = 128 + number
+
+    def _add_event(self, scalars: Mapping[str, float]) -> None:
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        self.events.add_event(Event(wall_time=time.time(), step=self.timestep, summary=Summary(value=values)))
+
+    @property
+    def image_path(self) -> Path:
+        """The plot in the folder of images, which the next run of this environment draws anew."""
+        suffix = "_epoch" if self.config.script == "epoch" else ""
+        return self.config.img_dir / f"A2C_{self.env_name}{suffix}.png"
+
+    def _plot(self) -> None:
+        title = f"A2C, {self.config.script} update: {self.env_name}, seed {self.config.seed}"
+        for path in (self.directory / "reward.png", self.image_path):
+            plot_returns(path, self.episodes["timestep"], self.episodes["return"], title)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file by `content` at once: whoever reads it, also after a crash, finds the old one or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def load_config(directory: Path) -> dict[str, Any]:
+    """The `config.json` of a run; raises a `UsageError` if the directory holds none that can be read."""
+    try:
+        config = json.loads((directory / "config.json").read_text())
+        if isinstance(config, dict) and {"script", "env", "hidden_sizes"} <= config.keys():
+            return config
+        raise ValueError("settings are missing")
+    except OSError as error:
+        raise UsageError(f"{directory} is not the directory of a run: no config.json ({error.strerror})") from error
+    except ValueError as error:
+        raise UsageError(f"{directory / 'config.json'} is damaged: {error}") from error
+
+
+def load_checkpoint(directory: Path) -> dict[str, Any]:
+    """The state in a run's `checkpoint.pt`; nothing in it can run code (`weights_only`)."""
+    path = directory / "checkpoint.pt"
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}; the run ended before its first one") from error
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path} is damaged or not a checkpoint: {environments.first_line(error)}") from error
+
+
+def misfit(directory: Path, error: Exception) -> UsageError:
+    """What to tell of a checkpoint that is whole but not of the run that `config.json` describes."""
+    return UsageError(f"{directory / 'checkpoint.pt'} does not fit its config.json: {environments.first_line(error)}")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that the numbers depend on."""
+    libraries = ("torch", "gymnasium", "numpy", "mujoco")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in libraries}
+
+
+def commit() -> str | None:
+    """The commit of these scripts, with a + if they were changed since; None outside a git checkout."""
+    git = ["git", "-C", str(PRESETS.parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + "+" * bool(changed)
+
+
+COMPILE_PAYS_FROM = 20_000
+"""Steps of one update after which compiling it, some 20 s, has been won back."""
+
+
+def compiled(function: Callable[..., torch.Tensor], wanted: bool, steps: int) -> Callable[..., torch.Tensor]:
+    """`function` under torch.compile, if it is `wanted` and will be called often enough; else as it is.
+
+    Where compiling fails, for want of a C++ compiler say, the function runs as it is, which is said once.
+    """
+    if not wanted or steps < COMPILE_PAYS_FROM:
+        return function
+    torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad is a part of the graph
+    fast = torch.compile(function, fullgraph=True, options={"cpp_wrapper": True})
+
+    def call(*args: torch.Tensor) -> torch.Tensor:
+        nonlocal fast
+        try:
+            return fast(*args)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            print(f"not compiled ({environments.first_line(error)}); running on without", file=sys.stderr)
+            fast = function
+            return function(*args)
+
+    return call
+
+
+# --- The trained policy ----------------------------------------------------------------------------------------------
+
+
+class Policy:
+    """An actor with all that stands between it and the environment: the frozen normaliser and the range of actions."""
+
+    def __init__(self, actor: nn.Module, normalizer: ObservationNormalizer, action_map: ActionMap) -> None:
+        self.actor = actor
+        self.normalizer = normalizer
+        self.action_map = action_map
+        self.device = next(actor.parameters()).device
+
+    @torch.no_grad()
+    def __call__(self, observations: np.ndarray, stochastic: bool = False) -> np.ndarray:
+        """Actions for the environments, from observations (N, D): the mode of the policy, or a sample of it."""
+        distribution = self.actor(torch.as_tensor(self.normalizer(observations), device=self.device))
+        actions = distribution.sample() if stochastic else distribution.mode
+        return self.action_map(actions.cpu().numpy())
+
+
+def load_policy(directory: Path) -> tuple[Policy, str]:
+    """The policy of a finished or interrupted run, and the id of its environment."""
+    config, state = load_config(directory), load_checkpoint(directory)
+    env = environments.make_env(config["env"])
+    observation_size = spaces.flatdim(env.observation_space)
+    action_map = ActionMap(env.action_space)
+    actor = make_actor(observation_size, action_map.size, action_map.nvec, config["hidden_sizes"])
+    normalizer = ObservationNormalizer((observation_size,))
+    try:
+        actor.load_state_dict(state["actor"])
+        normalizer.load_state_dict(state["obs_normalizer"])
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise misfit(directory, error) from error
+    return Policy(actor, normalizer, action_map), config["env"]
+
+
+def evaluate(
+    policy: Policy, env_id: str, episodes: int, seed: int, stochastic: bool = False, env_fn: EnvFn | None = None
+) -> dict[str, Any]:
+    """Play whole episodes with a frozen policy, and tell the returns: the environment's own rewards, summed.
+
+    Several environments play side by side, each a number of episodes settled beforehand: to take the first ones that
+    end would favour the short ones.
+
+    Returns:
+        `env`, `episodes`, `mean_return`, `std_return`, `min_return`.
+    """
+    num_envs = min(episodes, 20)
+    remaining = np.array([len(range(i, episodes, num_envs)) for i in range(num_envs)])
+    envs = environments.make_vector_env(env_id, num_envs, env_fn)
+    torch.manual_seed(seed)
+    observations = environments.reset_all(envs, seed)
+    current, returns = np.zeros(num_envs), []
+    while remaining.any():
+        observations, rewards, terminated, truncated, _ = envs.step(policy(observations, stochastic))
+        done = terminated | truncated
+        current += rewards
+        if done.any():
+            returns += current[done & (remaining > 0)].tolist()
+            remaining[done] = np.maximum(remaining[done] - 1, 0)
+            current[done] = 0.0
+            observations, _ = envs.reset(options={"reset_mask": done})
+    envs.close()
+    return {
+        "env": env_id,
+        "episodes": episodes,
+        "mean_return": float(np.mean(returns)),
+        "std_return": float(np.std(returns)),
+        "min_return": float(np.min(returns)),
+    }
+
+
+def main(config_class: type[ConfigType], train: Callable[[ConfigType], Run]) -> None:
+    """The command line of a script: train, say where everything is and how the policy scores, and exit."""
+    torch.set_num_threads(1)  # networks this small lose more to the hand-over between threads than they gain
+    try:
+        run = train(parse(config_class, sys.argv[1:]))
+        print(f"run: {run.directory}\nplot: {run.image_path}")
+        if run.exit_status:
+            print(f"interrupted at timestep {run.timestep}; --resume {run.directory} continues")
+        else:
+            score = evaluate(run.policy, run.config.env, episodes=20, seed=run.config.seed + 1_000_000)
+            print(
+                f"score: {score['mean_return']:.1f} +- {score['std_return']:.1f} over 20 episodes of the final policy"
+            )
+    except UsageError as error:
+        fail(error, 2)
+    except TrainingError as error:
+        fail(error, 1)
+    sys.exit(run.exit_status)
+
+
+def fail(error: Exception, status: int) -> NoReturn:
+    """End the process with one line on standard error."""
+    print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(status)
