@@ -253,6 +253,7 @@ def train(config: Config, env_fn: EnvFn | None = None) -> Run:
             lr_scale = 1.0 - run.progress
             batch, observations = collect(envs, observations, learner, run)
             run.log_update(learner.update(batch, lr_scale))
+            del batch  # the actor has changed: these are no longer its transitions
             if run.save_due:
                 run.save(learner.parts)
     envs.close()

@@ -190,6 +190,7 @@ class Run:
         self.recent_returns: deque[float] = deque(maxlen=20)
         self.elapsed_before = 0.0
         self.next_save = self.next_report = 0
+        self.last_update: tuple[float, int] | None = None
         if config.resume:
             self.directory = config.resume
             self._reopen()

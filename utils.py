@@ -33,10 +33,10 @@ def gae(
         Advantages A and the critic's targets A + V, both (T, N).
     """
     deltas = rewards + gamma * next_values * (1.0 - terminated * 1.0) - values
-    decay = gamma * gae_lambda * (1.0 - terminated * 1.0) * (1.0 - truncated * 1.0)
+    goes_on = (1.0 - terminated * 1.0) * (1.0 - truncated * 1.0)
     advantages = deltas * 1.0
     for t in range(len(advantages) - 2, -1, -1):
-        advantages[t] += decay[t] * advantages[t + 1]
+        advantages[t] += gamma * gae_lambda * (goes_on[t] * advantages[t + 1])
     return advantages, advantages + values
 
 
@@ -75,7 +75,9 @@ class ObservationNormalizer(RunningMeanStd):
     """Brings each entry of an observation to mean 0 and variance 1 over all that was seen, clipped at 10."""
 
     def __call__(self, observations: np.ndarray) -> np.ndarray:
-        """Normalise observations (..., D); as float32, what the networks take."""
+        """Normalise observations (..., D); as they are, if none was ever seen. As float32, what the networks take."""
+        if self.count == 0:
+            return observations.astype(np.float32)
         normalized = (observations - self.mean) / np.sqrt(self.var + 1e-8)
         return normalized.clip(-10.0, 10.0).astype(np.float32)
 

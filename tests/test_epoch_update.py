@@ -1,0 +1,175 @@
+"""The epoch update: where its gradient goes, and what becomes of a batch."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+import a2c_algorithm_epoch_update as epoch
+import environments
+from environments import ActionMap
+from networks import CategoricalActor, Critic, GaussianActor
+from runs import Run
+
+CONTINUOUS, DISCRETE = spaces.Box(-1, 1, (2,)), spaces.MultiDiscrete([2, 4])
+
+
+def actor_and_batch(space, batch=7):
+    """An actor in float64, whose weights are not all near zero, and random transitions."""
+    torch.manual_seed(0)
+    if space is CONTINUOUS:
+        actor, actions = GaussianActor(3, 2, [5, 4]), torch.randn(batch, 2, dtype=torch.float64)
+    else:
+        actor = CategoricalActor(3, [2, 4], [5, 4])
+        actions = torch.stack([torch.randint(0, n, (batch,)) for n in (2, 4)], dim=1)
+    actor.double()
+    for parameter in actor.parameters():
+        parameter.data.add_(0.3 * torch.randn_like(parameter))
+    return actor, torch.randn(batch, 3, dtype=torch.float64), actions, torch.randn(batch, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("space", [CONTINUOUS, DISCRETE], ids=["gaussian", "categorical"])
+@pytest.mark.parametrize("ent_coef", [0.0, 0.1])
+def test_policy_gradient_equals_finite_differences(space, ent_coef):
+    actor, *batch = actor_and_batch(space)
+
+    def loss():
+        return epoch.policy_loss(actor, *batch, ent_coef)[0]
+
+    gradients = torch.autograd.grad(loss(), list(actor.parameters()))
+    for parameter, gradient in zip(actor.parameters(), gradients, strict=True):
+        numeric = torch.zeros_like(parameter)
+        flat, step = parameter.data.view(-1), 1e-6
+        for i in range(flat.numel()):
+            value = flat[i].item()
+            flat[i] = value + step
+            above = loss().item()
+            flat[i] = value - step
+            below = loss().item()
+            flat[i] = value
+            numeric.view(-1)[i] = (above - below) / (2 * step)
+        torch.testing.assert_close(gradient, numeric, atol=1e-7, rtol=1e-5)
+
+
+@pytest.mark.parametrize("space", [CONTINUOUS, DISCRETE], ids=["gaussian", "categorical"])
+def test_log_prob_is_the_density_of_the_distribution(space):
+    """Against NumPy, written out; the Gaussian's is that of the sample before it is clipped."""
+    actor, observations, actions, advantages = actor_and_batch(space)
+    loss, entropy = epoch.policy_loss(actor, observations, actions, advantages, 0.0)
+    with torch.no_grad():
+        if space is CONTINUOUS:
+            z = (actions - actor(observations).mode) / actor.log_std.exp()
+            log_prob = (-0.5 * z**2 - actor.log_std - 0.5 * np.log(2 * np.pi)).sum(1)
+            expected_entropy = (0.5 * np.log(2 * np.pi * np.e) + actor.log_std).sum()
+        else:
+            first, second = actor.logits(observations).unflatten(-1, (2, 4)).unbind(1)
+            tables = [first[:, :2].log_softmax(1), second.log_softmax(1)]  # the first choice has only two
+            log_prob = sum(t.gather(1, actions[:, i : i + 1])[:, 0] for i, t in enumerate(tables))
+            expected_entropy = sum(-(t.exp() * t).sum(1) for t in tables).mean()
+    torch.testing.assert_close(loss, -(log_prob * advantages).mean())
+    torch.testing.assert_close(entropy, expected_entropy)
+
+
+def learner_for(name="Pendulum-v0", **settings):
+    config = epoch.Config(env=name, num_envs=4, sample_size=32, **settings)
+    envs = environments.make_vector_env(name, 4)
+    torch.manual_seed(0)
+    action_map = ActionMap(envs.single_action_space)
+    return envs, epoch.A2C(config, spaces.flatdim(envs.single_observation_space), action_map)
+
+
+@pytest.mark.parametrize("name", ["Pendulum-v0", "CartPole-v1"])
+def test_every_parameter_of_the_actor_moves_with_the_first_update(name, tmp_path):
+    envs, learner = learner_for(name, run_dir=tmp_path / "run", img_dir=tmp_path)
+    before = {n: p.detach().clone() for n, p in learner.actor.named_parameters()}
+    with Run(learner.config) as run:
+        batch, _ = epoch.collect(envs, environments.reset_all(envs, 0), learner, run)
+        learner.update(batch, 1.0)
+    for n, parameter in learner.actor.named_parameters():
+        assert (parameter != before[n]).any(), n
+
+
+def test_batch_is_on_policy(tmp_path):
+    """Played again with the policy that collected it, the batch gives the same actions: nothing has moved between."""
+    envs, learner = learner_for(run_dir=tmp_path / "run", img_dir=tmp_path)
+    torch.manual_seed(3)
+    with Run(learner.config) as run:
+        batch, _ = epoch.collect(envs, environments.reset_all(envs, 0), learner, run)
+    torch.manual_seed(3)
+    again = np.stack([learner.act(observations) for observations in batch.observations])
+    np.testing.assert_array_equal(batch.actions, again)
+    assert batch.observations.shape == (8, 4, 3)
+    np.testing.assert_allclose(batch.observations[1:], batch.next_observations[:-1], atol=1.0)
+
+
+def test_a_batch_gives_one_actor_step_and_is_gone_afterwards(tmp_path, monkeypatch):
+    config = epoch.Config(
+        num_envs=4, sample_size=32, critic_updates=3, total_timesteps=160, run_dir=tmp_path / "run", img_dir=tmp_path
+    )
+    alive, seen = [], []
+    collect, update = epoch.collect, epoch.A2C.update
+
+    def watched_collect(*args):
+        gc.collect()
+        alive.append(sum(reference() is not None for reference in seen))
+        return collect(*args)
+
+    def watched_update(self, batch, lr_scale):
+        seen.extend(weakref.ref(array) for array in batch)
+        return update(self, batch, lr_scale)
+
+    monkeypatch.setattr(epoch, "collect", watched_collect)
+    monkeypatch.setattr(epoch.A2C, "update", watched_update)
+    run = epoch.train(config)
+    assert len(seen) == 5 * 6
+    assert alive == [0] * 5
+    checkpoint = torch.load(run.directory / "checkpoint.pt", weights_only=True)
+    assert {state["step"].item() for state in checkpoint["actor_optimizer"]["state"].values()} == {5}
+    assert {state["step"].item() for state in checkpoint["critic_optimizer"]["state"].values()} == {15}
+
+
+def test_the_next_episode_does_not_change_what_is_learned_from_this_one(tmp_path, monkeypatch):
+    """Through the whole update: with the next episode's rewards changed, this one's advantages are the same."""
+    envs, learner = learner_for("CartPole-v1", run_dir=tmp_path / "run", img_dir=tmp_path)
+    with Run(learner.config) as run:
+        observations = environments.reset_all(envs, 0)
+        batch, observations = epoch.collect(envs, observations, learner, run)
+        while not batch.terminated[:-1].any():
+            batch, observations = epoch.collect(envs, observations, learner, run)
+    t, n = np.argwhere(batch.terminated[:-1])[0]
+    changed = batch.rewards.copy()
+    changed[t + 1 :, n] += 50.0
+    advantages = []
+    monkeypatch.setattr(epoch, "normalize", lambda a: advantages.append(a.copy()) or a)
+    monkeypatch.setattr(learner, "update_actor", lambda *a: {})
+    monkeypatch.setattr(learner, "update_critic", lambda *a: {})
+    for rewards in (batch.rewards, changed):
+        learner.update(batch._replace(rewards=rewards), 1.0)
+    np.testing.assert_array_equal(advantages[0][: t + 1, n], advantages[1][: t + 1, n])
+    assert (advantages[0][t + 1 :, n] != advantages[1][t + 1 :, n]).all()
+
+
+def test_critic_regresses_on_the_returns():
+    critic = Critic(3, [16, 16])
+    assert critic(torch.randn(5, 4, 3)).shape == (5, 4)
+
+
+def test_layer_norm_makes_the_actor_blind_to_the_scale_of_its_first_layer():
+    actor = GaussianActor(3, 1, [16, 16])
+    actor.log_std.data.zero_()
+    observations = torch.randn(4, 3)
+    before = actor(observations).mode
+    first = actor.mean[0]
+    first.weight.data *= 100
+    first.bias.data *= 100
+    torch.testing.assert_close(actor(observations).mode, before, atol=1e-4, rtol=1e-3)
+
+
+def test_a_choice_that_is_not_there_is_never_taken():
+    actor = CategoricalActor(2, [2, 5], [8])
+    samples = actor(torch.randn(2000, 2)).sample()
+    assert samples[:, 0].max() == 1
+    assert samples[:, 1].max() == 4

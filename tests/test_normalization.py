@@ -1,0 +1,63 @@
+"""Running statistics against NumPy's over all the data at once."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from utils import ObservationNormalizer, RewardNormalizer, RunningMeanStd
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=12), st.integers(0, 2**32 - 1), st.floats(0, 1e4))
+def test_equals_numpy_however_the_data_is_cut(sizes, seed, offset):
+    rng = np.random.default_rng(seed)
+    data = rng.normal(offset, 3.0, (sum(sizes), 4))
+    batches = np.split(data, np.cumsum(sizes)[:-1])
+    for order in (range(len(batches)), rng.permutation(len(batches))):
+        stats = RunningMeanStd((4,))
+        for i in order:
+            stats.update(batches[i])
+        assert stats.count == len(data)
+        np.testing.assert_allclose(stats.mean, data.mean(axis=0), rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(stats.var, data.var(axis=0), rtol=1e-6, atol=1e-7)
+
+
+def test_observations_come_out_standardised_and_clipped():
+    data = np.random.default_rng(0).normal([5.0, -300.0], [0.1, 50.0], (1000, 2))
+    normalizer = ObservationNormalizer((2,))
+    np.testing.assert_array_equal(normalizer(data), data.astype(np.float32))  # nothing seen: nothing changed
+    normalizer.update(data)
+    normalized = normalizer(data)
+    assert normalized.dtype == np.float32
+    np.testing.assert_allclose(normalized.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(normalized.std(axis=0), 1, atol=1e-5)
+    np.testing.assert_array_equal(normalizer(np.array([[1e9, -1e9]])), [[10, -10]])
+
+
+def test_statistics_survive_saving():
+    stats, copy = RunningMeanStd((3,)), RunningMeanStd((3,))
+    stats.update(np.random.default_rng(0).normal(size=(50, 3)))
+    copy.load_state_dict(stats.state_dict())
+    more = np.random.default_rng(1).normal(size=(20, 3))
+    stats.update(more)
+    copy.update(more)
+    np.testing.assert_array_equal(stats.mean, copy.mean)
+    np.testing.assert_array_equal(stats.var, copy.var)
+
+
+def test_rewards_are_divided_by_the_deviation_of_the_discounted_return():
+    rng, gamma = np.random.default_rng(0), 0.9
+    rewards, done = rng.normal(-3, 2, (200, 4)), rng.random((200, 4)) < 0.05
+    normalizer, returns, current = RewardNormalizer(4, gamma), [], np.zeros(4)
+    for r, d in zip(rewards, done, strict=True):
+        scaled = normalizer(r, d)
+        current = current * gamma + r
+        returns.append(current.copy())
+        current[d] = 0.0
+        if len(returns) > 1:
+            np.testing.assert_allclose(scaled, np.clip(r / np.std(returns), -10, 10))
+
+
+@pytest.mark.parametrize("reward", [0.0, -1.0])
+def test_the_first_rewards_of_one_environment_are_left_as_they_are(reward):
+    assert RewardNormalizer(1, 0.99)(reward, False) == reward
