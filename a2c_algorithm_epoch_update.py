@@ -20,7 +20,7 @@ import runs
 from environments import ActionMap, EnvFn
 from networks import Critic, make_actor
 from runs import Run
-from utils import ObservationNormalizer, RewardNormalizer, explained_variance, gae
+from utils import AdvantageNormalizer, ObservationNormalizer, RewardNormalizer, explained_variance, gae
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Config(runs.RunConfig):
     """Learning rate of the critic."""
     critic_updates: int = 10
     """Gradient steps of the critic on each batch; the actor always takes one."""
-    ent_coef: float = 0.0
+    ent_coef: float = 0.01
     """Weight of the entropy bonus in the actor's loss."""
     max_grad_norm: float = 0.5
     """Norm to which gradients are clipped, the actor's and the critic's each."""
@@ -86,14 +86,18 @@ class A2C:
     def __init__(self, config: Config, observation_size: int, action_map: ActionMap) -> None:
         self.config = config
         self.action_map = action_map
-        self.actor = make_actor(observation_size, action_map.size, action_map.nvec, config.hidden_sizes)
-        self.critic = Critic(observation_size, config.hidden_sizes)
+        self.actor = make_actor(
+            observation_size, action_map.bounded, action_map.nvec, config.hidden_sizes, config.activation
+        )
+        # V = 0 everywhere is hope, where rewards are negative: what was never tried looks better than what was.
+        self.critic = Critic(observation_size, config.hidden_sizes, config.activation, last_gain=0.0)
         self.actor.to(config.device)
         self.critic.to(config.device)
         self.actor_optimizer = torch.optim.RMSprop(self.actor.parameters(), lr=config.actor_lr)
         self.critic_optimizer = torch.optim.RMSprop(self.critic.parameters(), lr=config.critic_lr)
         self.obs_normalizer = ObservationNormalizer((observation_size,))
         self.reward_normalizer = RewardNormalizer(config.num_envs, config.gamma)
+        self.advantage_normalizer = AdvantageNormalizer()
         self.parts = {
             "actor": self.actor,
             "critic": self.critic,
@@ -101,6 +105,7 @@ class A2C:
             "critic_optimizer": self.critic_optimizer,
             "obs_normalizer": self.obs_normalizer,
             "reward_normalizer": self.reward_normalizer,
+            "advantage_normalizer": self.advantage_normalizer,
         }
         self.potential = environments.load_potential(config.reward_shaping, config.env)
 
@@ -139,7 +144,9 @@ class A2C:
             optimizer.param_groups[0]["lr"] = lr * lr_scale
         # The actor's gradient is that of the policy which collected the batch: it may take one step with it. The
         # critic regresses on targets that stay what they are: it may take many.
-        metrics = self.update_actor(observations, self.tensor(batch.actions), self.tensor(normalize(advantages)))
+        metrics = self.update_actor(
+            observations, self.tensor(batch.actions), self.tensor(self.advantage_normalizer(advantages))
+        )
         metrics |= self.update_critic(observations, self.tensor(returns))
         return metrics | {"explained_variance": explained_variance(values, returns)}
 
@@ -188,11 +195,6 @@ def policy_loss(
     distribution = actor(observations)
     entropy = distribution.entropy().mean()
     return -(distribution.log_prob(actions) * advantages).mean() - ent_coef * entropy, entropy
-
-
-def normalize(advantages: np.ndarray) -> np.ndarray:
-    """Advantages of mean 0 and deviation 1: how far the actor moves does not depend on the rewards' scale."""
-    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
 
 
 def collect(envs: VectorEnv, observations: np.ndarray, learner: A2C, run: Run) -> tuple[Batch, np.ndarray]:

@@ -8,7 +8,7 @@ with neural networks on a stream: normalised observations, scaled rewards and la
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -29,13 +29,15 @@ class Config(runs.RunConfig):
 
     script: ClassVar[str] = "step"
 
+    activation: Literal["silu", "leaky_relu"] = "leaky_relu"
+    """Activation of the hidden layers."""
     gamma: float = 0.99
     """Discount of future rewards."""
     trace_lambda: float = 0.8
     """Decay of the eligibility traces; 0 is the textbook's one-step update."""
     actor_lr: float = 3e-4
     """Learning rate of the actor; it falls linearly to 0 over the run, as the critic's does."""
-    critic_lr: float = 1e-3
+    critic_lr: float = 3e-4
     """Learning rate of the critic."""
     obs_norm: bool = True
     """Normalise observations by their running mean and deviation."""
@@ -114,8 +116,10 @@ class A2C:
 
     def __init__(self, config: Config, observation_size: int, action_map: ActionMap) -> None:
         self.config = config
-        self.actor = make_actor(observation_size, action_map.size, action_map.nvec, config.hidden_sizes)
-        self.critic = Critic(observation_size, config.hidden_sizes)
+        self.actor = make_actor(
+            observation_size, action_map.bounded, action_map.nvec, config.hidden_sizes, config.activation
+        )
+        self.critic = Critic(observation_size, config.hidden_sizes, config.activation)
         self.actor.to(config.device)
         self.critic.to(config.device)
         decay = config.gamma * config.trace_lambda

@@ -110,19 +110,21 @@ class ActionMap:
     Attributes:
         continuous: whether the actor is to be Gaussian.
         size: numbers in an action.
+        bounded: for the Gaussian actor, whether each number's range is finite; empty if not continuous.
         nvec: for the categorical actor, the number of choices of each; empty if continuous.
     """
 
     def __init__(self, space: spaces.Space, env_id: str = "") -> None:
         self.space = space
         self.continuous = isinstance(space, spaces.Box)
+        self.bounded: list[bool] = []
         self.nvec: list[int] = []
         if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
             low, high = space.low.astype(np.float64).ravel(), space.high.astype(np.float64).ravel()
             bounded = np.isfinite(low) & np.isfinite(high)
             self.scale = np.where(bounded, (np.where(bounded, high, 0) - np.where(bounded, low, 0)) / 2, 1)
             self.offset = np.where(bounded, (np.where(bounded, high, 0) + np.where(bounded, low, 0)) / 2, 0)
-            self.low, self.high, self.size = low, high, low.size
+            self.low, self.high, self.size, self.bounded = low, high, low.size, bounded.tolist()
             return
         self.offset = np.zeros(1, dtype=np.int64)
         if isinstance(space, spaces.Discrete):

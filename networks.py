@@ -10,17 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, Normal
 
+ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "leaky_relu": nn.LeakyReLU}
 
-def mlp(sizes: Sequence[int], last_gain: float) -> nn.Sequential:
+
+def mlp(sizes: Sequence[int], activation: str, last_gain: float) -> nn.Sequential:
     """A perceptron of the given layer sizes, input and output included.
 
     Each hidden layer is linear, normalised over its units (Ba et al. 2016, arXiv 1607.06450; without learned scale
-    and shift) and passed through SiLU. Normalising keeps every unit in the range where its activation bends, whatever
-    the observations' scale and however far the weights have moved, and is what lets one set of settings serve all
-    environments. Weights start orthogonal, biases at zero.
+    and shift) and passed through the activation. Normalising keeps every unit in the range where its activation
+    bends, whatever the observations' scale and however far the weights have moved, and is what lets one set of
+    settings serve all environments. Weights start orthogonal, biases at zero.
 
     Args:
         sizes: e.g. (3, 64, 64, 1).
+        activation: a name in `ACTIVATIONS`.
         last_gain: scale of the last layer's weights.
     """
     layers: list[nn.Module] = []
@@ -28,7 +31,7 @@ def mlp(sizes: Sequence[int], last_gain: float) -> nn.Sequential:
         layers += [
             orthogonal(nn.Linear(inputs, outputs), 2**0.5),
             nn.LayerNorm(outputs, elementwise_affine=False),
-            nn.SiLU(),
+            ACTIVATIONS[activation](),
         ]
     return nn.Sequential(*layers, orthogonal(nn.Linear(sizes[-2], sizes[-1]), last_gain))
 
@@ -41,19 +44,32 @@ def orthogonal(layer: nn.Linear, gain: float) -> nn.Linear:
 
 
 class GaussianActor(nn.Module):
-    """Policy over A real numbers, meant for [-1, 1]: a mean from the observation, a standard deviation of its own.
+    """Policy over A real numbers: a mean from the observation, a standard deviation of its own.
 
-    The deviation is one learned number an action, the same in every state, and starts at 1.
+    Where an action is `bounded` it lives in [-1, 1], and tanh keeps the mean there too. A mean that ran far outside
+    would be clipped to the same action whatever the noise: nothing would be explored, and nothing learned. The
+    deviation is one learned number an action, the same in every state, and starts at 1.
+
+    Args:
+        observation_size: D.
+        bounded: whether each of the A actions is bounded.
+        hidden_sizes, activation: of the hidden layers, see `mlp`.
     """
 
-    def __init__(self, observation_size: int, action_size: int, hidden_sizes: Sequence[int]) -> None:
+    bounded: Tensor
+
+    def __init__(
+        self, observation_size: int, bounded: Sequence[bool], hidden_sizes: Sequence[int], activation: str
+    ) -> None:
         super().__init__()
-        self.mean = mlp([observation_size, *hidden_sizes, action_size], last_gain=0.01)
-        self.log_std = nn.Parameter(torch.zeros(action_size))
+        self.mean = mlp([observation_size, *hidden_sizes, len(bounded)], activation, last_gain=0.01)
+        self.log_std = nn.Parameter(torch.zeros(len(bounded)))
+        self.register_buffer("bounded", torch.tensor(bounded), persistent=False)
 
     def forward(self, observations: Tensor) -> Independent:
         """The distribution of actions (B, A); its mode is the mean."""
         mean = self.mean(observations)
+        mean = torch.where(self.bounded, mean.tanh(), mean)
         return Independent(Normal(mean, self.log_std.exp().expand_as(mean), validate_args=False), 1)
 
 
@@ -64,10 +80,12 @@ class CategoricalActor(nn.Module):
     probability 0.
     """
 
-    def __init__(self, observation_size: int, nvec: Sequence[int], hidden_sizes: Sequence[int]) -> None:
+    def __init__(
+        self, observation_size: int, nvec: Sequence[int], hidden_sizes: Sequence[int], activation: str
+    ) -> None:
         super().__init__()
         self.shape = (len(nvec), max(nvec))
-        self.logits = mlp([observation_size, *hidden_sizes, len(nvec) * max(nvec)], last_gain=0.01)
+        self.logits = mlp([observation_size, *hidden_sizes, len(nvec) * max(nvec)], activation, last_gain=0.01)
         missing = torch.arange(max(nvec)) >= torch.tensor(nvec)[:, None]
         self.register_buffer("penalty", torch.zeros(self.shape).masked_fill(missing, -torch.inf), persistent=False)
 
@@ -78,19 +96,29 @@ class CategoricalActor(nn.Module):
 
 
 class Critic(nn.Module):
-    """Value of a state: the discounted return that the policy is expected to collect from it."""
+    """Value of a state: the discounted return that the policy is expected to collect from it.
 
-    def __init__(self, observation_size: int, hidden_sizes: Sequence[int]) -> None:
+    Args:
+        observation_size: D.
+        hidden_sizes, activation: of the hidden layers, see `mlp`.
+        last_gain: scale of the last layer's first weights; 0 starts from V = 0 everywhere.
+    """
+
+    def __init__(
+        self, observation_size: int, hidden_sizes: Sequence[int], activation: str, last_gain: float = 1.0
+    ) -> None:
         super().__init__()
-        self.value = mlp([observation_size, *hidden_sizes, 1], last_gain=1.0)
+        self.value = mlp([observation_size, *hidden_sizes, 1], activation, last_gain)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Values (...,) of observations (..., D)."""
         return self.value(observations).squeeze(-1)
 
 
-def make_actor(observation_size: int, action_size: int, nvec: Sequence[int], hidden_sizes: Sequence[int]) -> nn.Module:
-    """A categorical actor if `nvec` names choices, else a Gaussian one over `action_size` numbers."""
+def make_actor(
+    observation_size: int, bounded: Sequence[bool], nvec: Sequence[int], hidden_sizes: Sequence[int], activation: str
+) -> nn.Module:
+    """A Gaussian actor over the numbers that `bounded` tells of, or a categorical one over the choices of `nvec`."""
     if nvec:
-        return CategoricalActor(observation_size, nvec, hidden_sizes)
-    return GaussianActor(observation_size, action_size, hidden_sizes)
+        return CategoricalActor(observation_size, nvec, hidden_sizes, activation)
+    return GaussianActor(observation_size, bounded, hidden_sizes, activation)

@@ -23,7 +23,7 @@ import zipfile
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, Self, TypeVar
+from typing import Any, ClassVar, Literal, NoReturn, Self, TypeVar
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ from utils import ObservationNormalizer, UsageError, plot_returns
 PRESETS = Path(__file__).parent / "presets.toml"
 EPISODE_COLUMNS = ["timestep", "return", "length", "wall_time"]
 METRICS = ["policy_loss", "value_loss", "entropy", "explained_variance", "actor_grad_norm", "critic_grad_norm"]
-LOGS = {"episodes.csv": EPISODE_COLUMNS, "updates.csv": ["timestep", *METRICS, "timesteps_per_second"]}
+LOGS = {"episodes.csv": EPISODE_COLUMNS, "updates.csv": ["timestep", *METRICS, "timesteps_per_second", "wall_time"]}
 
 
 class TrainingError(Exception):
@@ -77,6 +77,8 @@ class RunConfig:
     """Timesteps between checkpoints; there is always one at the end."""
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Units in each hidden layer, of the actor and of the critic."""
+    activation: Literal["silu", "leaky_relu"] = "silu"
+    """Activation of the hidden layers."""
     device: str = "cpu"
     """Where the networks live: cpu, cuda or cuda:<n>. For networks this small the CPU is the faster one."""
     reward_shaping: str | None = None
@@ -189,8 +191,7 @@ class Run:
         self.episodes: dict[str, list[float]] = {name: [] for name in EPISODE_COLUMNS}
         self.recent_returns: deque[float] = deque(maxlen=20)
         self.elapsed_before = 0.0
-        self.next_save = self.next_report = 0
-        self.last_update: tuple[float, int] | None = None
+        self.next_report = 0
         if config.resume:
             self.directory = config.resume
             self._reopen()
@@ -199,6 +200,7 @@ class Run:
             name = f"{self.env_name}_{config.script}_seed{config.seed}_{stamp}"
             self.directory = config.run_dir or Path("runs") / name
             self._create()
+        self.next_save = self.timestep + config.checkpoint_interval
 
     @property
     def env_name(self) -> str:
@@ -296,7 +298,9 @@ class Run:
             if name != "explained_variance":  # not a number where all returns are the same
                 self.check_finite(name, value)
         rate = (self.timestep - self.first_timestep) / (time.monotonic() - self.start)
-        self.writers["updates.csv"].writerow([self.timestep, *(metrics[name] for name in METRICS), round(rate)])
+        self.writers["updates.csv"].writerow(
+            [self.timestep, *(metrics[name] for name in METRICS), round(rate), round(self.wall_time, 3)]
+        )
         self._add_event({f"losses/{name}": value for name, value in metrics.items()} | {"charts/SPS": rate})
         mean = f"{np.mean(self.recent_returns):.1f}" if self.recent_returns else "-"
         self.bar.set_postfix_str(f"return {mean}", refresh=False)
@@ -347,10 +351,8 @@ class Run:
                 f"--run-dir {self.directory} already holds a run; --resume {self.directory} continues it,"
                 " or choose another directory"
             )
-        try:
-            self.config.img_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"--img-dir {self.config.img_dir} cannot be written: {error.strerror}") from error
+        check_writable("--img-dir", self.config.img_dir)
+        check_writable("--run-dir", self.directory)
         settings = {**dataclasses.asdict(self.config), "script": self.config.script}
         del settings["resume"]
         about = {"versions": versions(), "commit": commit()}
@@ -394,6 +396,15 @@ class Run:
             plot_returns(path, self.episodes["timestep"], self.episodes["return"], title)
 
 
+def check_writable(flag: str, directory: Path) -> None:
+    """Raise a `UsageError` if a directory is not there and cannot be made, or cannot be written; makes nothing."""
+    existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UsageError(f"{flag} {directory} cannot be made: {existing} is not a directory; choose another")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(f"{flag} {directory} cannot be written: no permission in {existing}; choose another")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace a file by `content` at once: whoever reads it, also after a crash, finds the old one or the new one."""
     temporary = path.with_name(path.name + ".tmp")
@@ -408,7 +419,7 @@ def load_config(directory: Path) -> dict[str, Any]:
     """The `config.json` of a run; raises a `UsageError` if the directory holds none that can be read."""
     try:
         config = json.loads((directory / "config.json").read_text())
-        if isinstance(config, dict) and {"script", "env", "hidden_sizes"} <= config.keys():
+        if isinstance(config, dict) and {"script", "env", "hidden_sizes", "activation"} <= config.keys():
             return config
         raise ValueError("settings are missing")
     except OSError as error:
@@ -502,7 +513,9 @@ def load_policy(directory: Path) -> tuple[Policy, str]:
     env = environments.make_env(config["env"])
     observation_size = spaces.flatdim(env.observation_space)
     action_map = ActionMap(env.action_space)
-    actor = make_actor(observation_size, action_map.size, action_map.nvec, config["hidden_sizes"])
+    actor = make_actor(
+        observation_size, action_map.bounded, action_map.nvec, config["hidden_sizes"], config["activation"]
+    )
     normalizer = ObservationNormalizer((observation_size,))
     try:
         actor.load_state_dict(state["actor"])

@@ -115,6 +115,31 @@ class RewardNormalizer:
         self.stats.load_state_dict(state["stats"])
 
 
+class AdvantageNormalizer:
+    """Centres each batch of advantages, and divides them by their running standard deviation.
+
+    Divided by the batch's own, as is common, the advantages of a batch in which nothing happened would be blown up to
+    the size of those of a discovery, and the noise in them would drive the actor.
+    """
+
+    momentum = 0.95
+
+    def __init__(self) -> None:
+        self.var: float | None = None
+
+    def __call__(self, advantages: np.ndarray) -> np.ndarray:
+        """Take in a batch of advantages, of any shape, and return them normalised."""
+        var = float(advantages.var())
+        self.var = var if self.var is None else self.momentum * self.var + (1 - self.momentum) * var
+        return (advantages - advantages.mean()) / (self.var**0.5 + 1e-8)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"var": self.var}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.var = state["var"]
+
+
 def explained_variance(values: np.ndarray, returns: np.ndarray) -> float:
     """1 - Var[returns - values] / Var[returns]: 1 is a perfect critic, 0 one that says the same of every state."""
     variance = returns.var()

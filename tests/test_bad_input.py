@@ -28,8 +28,8 @@ class Bad(gym.Env):
         if self.t == 100 and self.error:
             raise ValueError(self.error)
         late = self.t >= 100
-        reward = self.reward if late else 0.0
-        return np.full(2, self.observation * late, np.float32), reward, False, self.t % 10 == 0, {}
+        observation, reward = (self.observation, self.reward) if late else (0.0, 0.0)
+        return np.full(2, observation, np.float32), reward, False, self.t % 10 == 0, {}
 gym.register("NanObservation-v0", entry_point=Bad, kwargs={"observation": float("nan")})
 gym.register("InfReward-v0", entry_point=Bad, kwargs={"reward": float("inf")})
 gym.register("Raises-v0", entry_point=Bad, kwargs={"error": "the motor is on fire"})

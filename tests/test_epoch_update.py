@@ -13,6 +13,7 @@ import environments
 from environments import ActionMap
 from networks import CategoricalActor, Critic, GaussianActor
 from runs import Run
+from utils import AdvantageNormalizer
 
 CONTINUOUS, DISCRETE = spaces.Box(-1, 1, (2,)), spaces.MultiDiscrete([2, 4])
 
@@ -21,9 +22,9 @@ def actor_and_batch(space, batch=7):
     """An actor in float64, whose weights are not all near zero, and random transitions."""
     torch.manual_seed(0)
     if space is CONTINUOUS:
-        actor, actions = GaussianActor(3, 2, [5, 4]), torch.randn(batch, 2, dtype=torch.float64)
+        actor, actions = GaussianActor(3, [True, False], [5, 4], "silu"), torch.randn(batch, 2, dtype=torch.float64)
     else:
-        actor = CategoricalActor(3, [2, 4], [5, 4])
+        actor = CategoricalActor(3, [2, 4], [5, 4], "silu")
         actions = torch.stack([torch.randint(0, n, (batch,)) for n in (2, 4)], dim=1)
     actor.double()
     for parameter in actor.parameters():
@@ -143,7 +144,7 @@ def test_the_next_episode_does_not_change_what_is_learned_from_this_one(tmp_path
     changed = batch.rewards.copy()
     changed[t + 1 :, n] += 50.0
     advantages = []
-    monkeypatch.setattr(epoch, "normalize", lambda a: advantages.append(a.copy()) or a)
+    monkeypatch.setattr(learner, "advantage_normalizer", lambda a: advantages.append(a.copy()) or a)
     monkeypatch.setattr(learner, "update_actor", lambda *a: {})
     monkeypatch.setattr(learner, "update_critic", lambda *a: {})
     for rewards in (batch.rewards, changed):
@@ -153,12 +154,12 @@ def test_the_next_episode_does_not_change_what_is_learned_from_this_one(tmp_path
 
 
 def test_critic_regresses_on_the_returns():
-    critic = Critic(3, [16, 16])
+    critic = Critic(3, [16, 16], "silu")
     assert critic(torch.randn(5, 4, 3)).shape == (5, 4)
 
 
 def test_layer_norm_makes_the_actor_blind_to_the_scale_of_its_first_layer():
-    actor = GaussianActor(3, 1, [16, 16])
+    actor = GaussianActor(3, [False], [16, 16], "silu")
     actor.log_std.data.zero_()
     observations = torch.randn(4, 3)
     before = actor(observations).mode
@@ -168,8 +169,25 @@ def test_layer_norm_makes_the_actor_blind_to_the_scale_of_its_first_layer():
     torch.testing.assert_close(actor(observations).mode, before, atol=1e-4, rtol=1e-3)
 
 
+def test_a_bounded_mean_stays_in_the_box_and_an_unbounded_one_does_not():
+    actor = GaussianActor(3, [True, False], [16], "silu")
+    actor.mean[-1].weight.data *= 1e4
+    mean = actor(torch.randn(100, 3)).mode
+    assert mean[:, 0].abs().max() <= 1
+    assert mean[:, 1].abs().max() > 1
+
+
+def test_advantages_are_divided_by_their_running_deviation():
+    normalizer, rng = AdvantageNormalizer(), np.random.default_rng(0)
+    var = None
+    for scale in (1.0, 1e-3, 5.0):
+        advantages = rng.normal(3.0, scale, (8, 4))
+        var = advantages.var() if var is None else 0.95 * var + 0.05 * advantages.var()
+        np.testing.assert_allclose(normalizer(advantages), (advantages - advantages.mean()) / np.sqrt(var), rtol=1e-6)
+
+
 def test_a_choice_that_is_not_there_is_never_taken():
-    actor = CategoricalActor(2, [2, 5], [8])
+    actor = CategoricalActor(2, [2, 5], [8], "silu")
     samples = actor(torch.randn(2000, 2)).sample()
     assert samples[:, 0].max() == 1
     assert samples[:, 1].max() == 4

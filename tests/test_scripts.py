@@ -10,7 +10,7 @@ import torch
 from conftest import EPOCH, EVALUATE, STEP
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-SHORT = {EPOCH: ("--total-timesteps", 2048), STEP: ("--total-timesteps", 1200)}
+SHORT = {EPOCH: ("--total-timesteps", 4096), STEP: ("--total-timesteps", 1200)}
 PLOT = {EPOCH: "A2C_{}_epoch.png", STEP: "A2C_{}.png"}
 
 
