@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import environments
 import runs
 from environments import ActionMap, EnvFn
-from networks import Critic, make_actor
+from networks import Critic
 from runs import Run
 from utils import AdvantageNormalizer, ObservationNormalizer, RewardNormalizer, explained_variance, gae
 
@@ -43,7 +43,7 @@ class Config(runs.RunConfig):
     """Learning rate of the critic."""
     critic_updates: int = 10
     """Gradient steps of the critic on each batch; the actor always takes one."""
-    ent_coef: float = 0.01
+    ent_coef: float = 0.0
     """Weight of the entropy bonus in the actor's loss."""
     max_grad_norm: float = 0.5
     """Norm to which gradients are clipped, the actor's and the critic's each."""
@@ -86,9 +86,7 @@ class A2C:
     def __init__(self, config: Config, observation_size: int, action_map: ActionMap) -> None:
         self.config = config
         self.action_map = action_map
-        self.actor = make_actor(
-            observation_size, action_map.bounded, action_map.nvec, config.hidden_sizes, config.activation
-        )
+        self.actor = runs.make_actor(config, observation_size, action_map)
         # V = 0 everywhere is hope, where rewards are negative: what was never tried looks better than what was.
         self.critic = Critic(observation_size, config.hidden_sizes, config.activation, last_gain=0.0)
         self.actor.to(config.device)

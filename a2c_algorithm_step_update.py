@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import environments
 import runs
 from environments import ActionMap, EnvFn
-from networks import Critic, make_actor
+from networks import Critic
 from runs import Run
 from utils import ObservationNormalizer, RewardNormalizer, explained_variance
 
@@ -31,6 +31,8 @@ class Config(runs.RunConfig):
 
     activation: Literal["silu", "leaky_relu"] = "leaky_relu"
     """Activation of the hidden layers."""
+    tanh_mean: bool = True
+    """Keep the mean of a continuous action in its range by tanh, where it has a range."""
     gamma: float = 0.99
     """Discount of future rewards."""
     trace_lambda: float = 0.8
@@ -116,9 +118,7 @@ class A2C:
 
     def __init__(self, config: Config, observation_size: int, action_map: ActionMap) -> None:
         self.config = config
-        self.actor = make_actor(
-            observation_size, action_map.bounded, action_map.nvec, config.hidden_sizes, config.activation
-        )
+        self.actor = runs.make_actor(config, observation_size, action_map)
         self.critic = Critic(observation_size, config.hidden_sizes, config.activation)
         self.actor.to(config.device)
         self.critic.to(config.device)
@@ -234,14 +234,14 @@ def train(config: Config, env_fn: EnvFn | None = None) -> Run:
             scalars = torch.tensor([reward, terminated, lr_scale], dtype=torch.float32, device=config.device)
             log.append(update(state, action, next_state, *scalars).tolist())
             run.check_finite("the TD error", log[-1][0])
+            if len(log) == LOG_INTERVAL or not run.unfinished:
+                run.log_update(metrics(learner, log))
+                log.clear()
             if done:
                 learner.end_episode()
                 next_observation, _ = env.reset()
                 next_state = learner.see(next_observation)
             observation, state = next_observation, next_state
-            if len(log) == LOG_INTERVAL or not run.unfinished:
-                run.log_update(metrics(learner, log))
-                log.clear()
             if run.save_due:
                 run.save(learner.parts)
     env.close()

@@ -46,30 +46,29 @@ def orthogonal(layer: nn.Linear, gain: float) -> nn.Linear:
 class GaussianActor(nn.Module):
     """Policy over A real numbers: a mean from the observation, a standard deviation of its own.
 
-    Where an action is `bounded` it lives in [-1, 1], and tanh keeps the mean there too. A mean that ran far outside
-    would be clipped to the same action whatever the noise: nothing would be explored, and nothing learned. The
-    deviation is one learned number an action, the same in every state, and starts at 1.
+    The deviation is one learned number an action, the same in every state, and starts at 1.
 
     Args:
         observation_size: D.
-        bounded: whether each of the A actions is bounded.
+        squashed: for each of the A actions, whether tanh keeps its mean in [-1, 1]. A mean that ran far outside an
+            action's range would be clipped to the same action whatever the noise, and explore nothing.
         hidden_sizes, activation: of the hidden layers, see `mlp`.
     """
 
-    bounded: Tensor
+    squashed: Tensor
 
     def __init__(
-        self, observation_size: int, bounded: Sequence[bool], hidden_sizes: Sequence[int], activation: str
+        self, observation_size: int, squashed: Sequence[bool], hidden_sizes: Sequence[int], activation: str
     ) -> None:
         super().__init__()
-        self.mean = mlp([observation_size, *hidden_sizes, len(bounded)], activation, last_gain=0.01)
-        self.log_std = nn.Parameter(torch.zeros(len(bounded)))
-        self.register_buffer("bounded", torch.tensor(bounded), persistent=False)
+        self.mean = mlp([observation_size, *hidden_sizes, len(squashed)], activation, last_gain=0.01)
+        self.log_std = nn.Parameter(torch.zeros(len(squashed)))
+        self.register_buffer("squashed", torch.tensor(squashed), persistent=False)
 
     def forward(self, observations: Tensor) -> Independent:
         """The distribution of actions (B, A); its mode is the mean."""
         mean = self.mean(observations)
-        mean = torch.where(self.bounded, mean.tanh(), mean)
+        mean = torch.where(self.squashed, mean.tanh(), mean)
         return Independent(Normal(mean, self.log_std.exp().expand_as(mean), validate_args=False), 1)
 
 
@@ -113,12 +112,3 @@ class Critic(nn.Module):
     def forward(self, observations: Tensor) -> Tensor:
         """Values (...,) of observations (..., D)."""
         return self.value(observations).squeeze(-1)
-
-
-def make_actor(
-    observation_size: int, bounded: Sequence[bool], nvec: Sequence[int], hidden_sizes: Sequence[int], activation: str
-) -> nn.Module:
-    """A Gaussian actor over the numbers that `bounded` tells of, or a categorical one over the choices of `nvec`."""
-    if nvec:
-        return CategoricalActor(observation_size, nvec, hidden_sizes, activation)
-    return GaussianActor(observation_size, bounded, hidden_sizes, activation)

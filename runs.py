@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 import environments
 from environments import ActionMap, EnvFn
-from networks import make_actor
+from networks import CategoricalActor, GaussianActor
 from utils import ObservationNormalizer, UsageError, plot_returns
 
 PRESETS = Path(__file__).parent / "presets.toml"
@@ -79,6 +79,8 @@ class RunConfig:
     """Units in each hidden layer, of the actor and of the critic."""
     activation: Literal["silu", "leaky_relu"] = "silu"
     """Activation of the hidden layers."""
+    tanh_mean: bool = False
+    """Keep the mean of a continuous action in its range by tanh, where it has a range."""
     device: str = "cpu"
     """Where the networks live: cpu, cuda or cuda:<n>. For networks this small the CPU is the faster one."""
     reward_shaping: str | None = None
@@ -507,22 +509,28 @@ class Policy:
         return self.action_map(actions.cpu().numpy())
 
 
+def make_actor(config: RunConfig, observation_size: int, action_map: ActionMap) -> nn.Module:
+    """A Gaussian actor for continuous actions, else a categorical one."""
+    if action_map.continuous:
+        squashed = [bounded and config.tanh_mean for bounded in action_map.bounded]
+        return GaussianActor(observation_size, squashed, config.hidden_sizes, config.activation)
+    return CategoricalActor(observation_size, action_map.nvec, config.hidden_sizes, config.activation)
+
+
 def load_policy(directory: Path) -> tuple[Policy, str]:
     """The policy of a finished or interrupted run, and the id of its environment."""
-    config, state = load_config(directory), load_checkpoint(directory)
-    env = environments.make_env(config["env"])
+    config, state = config_from(RunConfig, load_config(directory)), load_checkpoint(directory)
+    env = environments.make_env(config.env)
     observation_size = spaces.flatdim(env.observation_space)
     action_map = ActionMap(env.action_space)
-    actor = make_actor(
-        observation_size, action_map.bounded, action_map.nvec, config["hidden_sizes"], config["activation"]
-    )
+    actor = make_actor(config, observation_size, action_map)
     normalizer = ObservationNormalizer((observation_size,))
     try:
         actor.load_state_dict(state["actor"])
         normalizer.load_state_dict(state["obs_normalizer"])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise misfit(directory, error) from error
-    return Policy(actor, normalizer, action_map), config["env"]
+    return Policy(actor, normalizer, action_map), config.env
 
 
 def evaluate(

@@ -108,6 +108,7 @@ def main(config: Config) -> None:
     def work(task: tuple[str, str, int, int]) -> None:
         row = run(*task)
         with lock:
+            RESULTS.parent.mkdir(exist_ok=True)
             new = not RESULTS.exists()
             with RESULTS.open("a", newline="") as file:
                 writer = csv.DictWriter(file, COLUMNS)
