@@ -245,8 +245,7 @@ def train(config: Config, env_fn: EnvFn | None = None) -> Run:
     envs = environments.make_vector_env(config.env, config.num_envs, env_fn)
     action_map = ActionMap(envs.single_action_space)
     learner = A2C(config, spaces.flatdim(envs.single_observation_space), action_map)
-    with Run(config) as run:
-        run.restore(learner.parts)
+    with Run(config, learner.parts) as run:
         run.policy = runs.Policy(learner.actor, learner.obs_normalizer, action_map)
         observations = environments.reset_all(envs, run.env_seed)
         while run.unfinished:
@@ -255,7 +254,7 @@ def train(config: Config, env_fn: EnvFn | None = None) -> Run:
             run.log_update(learner.update(batch, lr_scale))
             del batch  # the actor has changed: these are no longer its transitions
             if run.save_due:
-                run.save(learner.parts)
+                run.save()
     envs.close()
     return run
 

@@ -208,8 +208,7 @@ def train(config: Config, env_fn: EnvFn | None = None) -> Run:
     env = environments.make_env(config.env, env_fn)
     action_map = ActionMap(env.action_space)
     learner = A2C(config, spaces.flatdim(env.observation_space), action_map)
-    with Run(config) as run:
-        run.restore(learner.parts)
+    with Run(config, learner.parts) as run:
         run.policy = runs.Policy(learner.actor, learner.obs_normalizer, action_map)
         update = runs.compiled(learner.update, config.compile, config.total_timesteps - run.timestep)
         log: list[list[float]] = []
@@ -243,7 +242,7 @@ def train(config: Config, env_fn: EnvFn | None = None) -> Run:
                 next_state = learner.see(next_observation)
             observation, state = next_observation, next_state
             if run.save_due:
-                run.save(learner.parts)
+                run.save()
     env.close()
     return run
 

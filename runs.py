@@ -21,7 +21,7 @@ import tomllib
 import traceback
 import zipfile
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, Self, TypeVar
 
@@ -174,20 +174,23 @@ def config_from(config_class: type[ConfigType], settings: Mapping[str, Any]) -> 
 class Run:
     """A training run: counts its timesteps, logs it, saves it and knows when it is over. Used as a context manager.
 
-    Attributes:
+    Args:
         config: its settings.
+        parts: what a checkpoint keeps, by name: everything that has a `state_dict`. Those of a resumed run are brought
+            to where its checkpoint has them.
+
+    Attributes:
         directory: where it is kept.
         timestep: timesteps trained so far.
-        state: what the checkpoint of a resumed run held, else empty.
         policy: the trained policy, once the script has set it.
         exit_status: 0, or 128 + the number of the signal that interrupted the run.
     """
 
     policy: "Policy"
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, parts: Mapping[str, Any]) -> None:
         self.config = config
-        self.state: dict[str, Any] = {}
+        self.parts = parts
         self.timestep = 0
         self.exit_status = 0
         self.episodes: dict[str, list[float]] = {name: [] for name in EPISODE_COLUMNS}
@@ -241,7 +244,7 @@ class Run:
             desc=self.env_name,
             unit=" timesteps",
             unit_scale=True,
-            disable=None,  # where standard error is no terminal; there `report` prints lines
+            disable=None,  # where standard error is no terminal; there `log_update` prints lines
         )
         self.handlers = {}
         with contextlib.suppress(ValueError):  # not in the main thread: there the caller decides
@@ -258,8 +261,6 @@ class Run:
             file.close()
         if error is None:
             self._plot()
-        elif isinstance(error, UsageError):
-            return
         elif isinstance(error, Exception):
             checkpoint = self.directory / "checkpoint.pt"
             saved = f"the last checkpoint is {checkpoint}" if checkpoint.exists() else "there is no checkpoint yet"
@@ -326,26 +327,14 @@ class Run:
         """Whether it is time for a checkpoint: an interval has gone by, or this is the end."""
         return self.timestep >= self.next_save or not self.unfinished
 
-    def save(self, parts: Mapping[str, Any]) -> None:
+    def save(self) -> None:
         """Write the checkpoint, whole or not at all: the state of every part, and of the random generator."""
         self.next_save = self.timestep + self.config.checkpoint_interval
-        state = {name: part.state_dict() for name, part in parts.items()}
+        state = {name: part.state_dict() for name, part in self.parts.items()}
         state |= {"rng": torch.get_rng_state(), "timestep": self.timestep, "wall_time": self.wall_time}
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write_atomically(self.directory / "checkpoint.pt", buffer.getvalue())
-
-    def restore(self, parts: Mapping[str, Any]) -> None:
-        """Bring every part to where the checkpoint of a resumed run has it; a new run's are left alone."""
-        if not self.state:
-            return
-        try:
-            for name, part in parts.items():
-                part.load_state_dict(self.state[name])
-            torch.set_rng_state(self.state["rng"])
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise misfit(self.directory, error) from error
-        print(f"resumed at timestep {self.timestep}; the environments start new episodes")
 
     def _create(self) -> None:
         if any((self.directory / name).exists() for name in ("config.json", "checkpoint.pt", *LOGS)):
@@ -368,16 +357,24 @@ class Run:
             raise UsageError(f"--run-dir {self.directory} cannot be written: {error.strerror}") from error
 
     def _reopen(self) -> None:
-        self.state = load_checkpoint(self.directory)
-        self.timestep, self.elapsed_before = self.state["timestep"], self.state["wall_time"]
-        for name in LOGS:  # what was logged after the checkpoint is about to happen again
-            with (self.directory / name).open(newline="") as file:
-                header, *rows = csv.reader(file)
-            rows = [row for row in rows if len(row) == len(header) and int(row[0]) <= self.timestep]
-            lines = "".join(",".join(row) + "\n" for row in [header, *rows])
+        state = load_checkpoint(self.directory)
+        with fitting(self.directory):
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+            torch.set_rng_state(state["rng"])
+            self.timestep, self.elapsed_before = int(state["timestep"]), float(state["wall_time"])
+        for name, columns in LOGS.items():  # what was logged after the checkpoint is about to happen again
+            try:
+                with (self.directory / name).open(newline="") as file:
+                    rows = [row for row in csv.reader(file) if len(row) == len(columns) and row != columns]
+                rows = [row for row in rows if int(row[0]) <= self.timestep]
+            except (OSError, ValueError) as error:
+                raise UsageError(f"{self.directory / name} cannot be read: {environments.first_line(error)}") from error
+            lines = "".join(",".join(row) + "\n" for row in [columns, *rows])
             write_atomically(self.directory / name, lines.encode())
             if name == "episodes.csv":
-                self.episodes = {name: [float(row[i]) for row in rows] for i, name in enumerate(EPISODE_COLUMNS)}
+                self.episodes = {name: [float(row[i]) for row in rows] for i, name in enumerate(columns)}
+        print(f"resumed at timestep {self.timestep}; the environments start new episodes")
 
     def _interrupt(self, number: int, frame: Any) -> None:
         self.exit_status = 128 + number
@@ -395,7 +392,11 @@ class Run:
     def _plot(self) -> None:
         title = f"A2C, {self.config.script} update: {self.env_name}, seed {self.config.seed}"
         for path in (self.directory / "reward.png", self.image_path):
-            plot_returns(path, self.episodes["timestep"], self.episodes["return"], title)
+            try:
+                plot_returns(path, self.episodes["timestep"], self.episodes["return"], title)
+            except OSError as error:
+                what = f"the run in {self.directory} is whole, but {path} cannot be written: {error.strerror}"
+                raise TrainingError(what) from error
 
 
 def check_writable(flag: str, directory: Path) -> None:
@@ -441,9 +442,14 @@ def load_checkpoint(directory: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is damaged or not a checkpoint: {environments.first_line(error)}") from error
 
 
-def misfit(directory: Path, error: Exception) -> UsageError:
-    """What to tell of a checkpoint that is whole but not of the run that `config.json` describes."""
-    return UsageError(f"{directory / 'checkpoint.pt'} does not fit its config.json: {environments.first_line(error)}")
+@contextlib.contextmanager
+def fitting(directory: Path) -> Iterator[None]:
+    """Turn what goes wrong in loading a checkpoint, whole but not of this run, into a `UsageError`."""
+    try:
+        yield
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        what = environments.first_line(error)
+        raise UsageError(f"{directory / 'checkpoint.pt'} does not fit its config.json: {what}") from error
 
 
 def versions() -> dict[str, str]:
@@ -525,11 +531,9 @@ def load_policy(directory: Path) -> tuple[Policy, str]:
     action_map = ActionMap(env.action_space)
     actor = make_actor(config, observation_size, action_map)
     normalizer = ObservationNormalizer((observation_size,))
-    try:
+    with fitting(directory):
         actor.load_state_dict(state["actor"])
         normalizer.load_state_dict(state["obs_normalizer"])
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise misfit(directory, error) from error
     return Policy(actor, normalizer, action_map), config.env
 
 

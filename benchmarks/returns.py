@@ -1,4 +1,4 @@
-"""Train and score both scripts with their defaults, ten seeds each: the table of returns in the README.
+"""Train and score both scripts with their defaults, and their presets, ten seeds each: the README's table of returns.
 
     python benchmarks/returns.py                   # all of it; what results/returns.csv already has is not done again
     python benchmarks/returns.py --only step       # one script
@@ -30,6 +30,7 @@ EXPERIMENTS = [
     ("epoch", "CartPole-v1", 60_000),
     ("epoch", "Acrobot-v1", 100_000),
     ("epoch", "Hopper-v4", 200_000),
+    ("epoch --preset", "Pendulum-v0", 100_000),
     ("step", "Pendulum-v0", 200_000),
     ("step", "CartPole-v1", 100_000),
     ("step", "Pendulum-v0", 100_000),
@@ -65,8 +66,9 @@ def rows() -> list[dict[str, str]]:
 def run(script: str, env: str, timesteps: int, seed: int) -> dict[str, object]:
     """Train one seed in a process of its own, score it in another, and return its row."""
     with tempfile.TemporaryDirectory() as folder:
-        train = [f"a2c_algorithm_{script}_update.py", "--env", env, "--seed", seed, "--total-timesteps", timesteps]
-        start(*train, "--run-dir", f"{folder}/run", "--img-dir", f"{folder}/img")
+        name, *flags = script.split()
+        train = [f"a2c_algorithm_{name}_update.py", "--env", env, "--seed", seed, "--total-timesteps", timesteps]
+        start(*train, *flags, "--run-dir", f"{folder}/run", "--img-dir", f"{folder}/img")
         score = start("evaluate.py", f"{folder}/run", "--episodes", EPISODES, "--seed", EVALUATION_SEED + seed)
         with (Path(folder) / "run" / "updates.csv").open(newline="") as file:
             *_, last = csv.DictReader(file)

@@ -174,6 +174,9 @@ def test_evaluate_says_what_is_wrong(script, tmp_path):
         refused(script(EVALUATE, "run"), 2, "checkpoint.pt")
     torch.save({"actor": {}, "obs_normalizer": {}}, checkpoint)
     refused(script(EVALUATE, "run"), 2, "does not fit")
+    logs = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.csv")}
+    refused(script(EPOCH, "--resume", "run"), 2, "does not fit")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.csv")} == logs
     checkpoint.unlink()
     refused(script(EVALUATE, "run"), 2, "checkpoint.pt")
     checkpoint.write_bytes(whole)

@@ -86,7 +86,7 @@ def learner_for(name="Pendulum-v0", **settings):
 def test_every_parameter_of_the_actor_moves_with_the_first_update(name, tmp_path):
     envs, learner = learner_for(name, run_dir=tmp_path / "run", img_dir=tmp_path)
     before = {n: p.detach().clone() for n, p in learner.actor.named_parameters()}
-    with Run(learner.config) as run:
+    with Run(learner.config, learner.parts) as run:
         batch, _ = epoch.collect(envs, environments.reset_all(envs, 0), learner, run)
         learner.update(batch, 1.0)
     for n, parameter in learner.actor.named_parameters():
@@ -97,7 +97,7 @@ def test_batch_is_on_policy(tmp_path):
     """Played again with the policy that collected it, the batch gives the same actions: nothing has moved between."""
     envs, learner = learner_for(run_dir=tmp_path / "run", img_dir=tmp_path)
     torch.manual_seed(3)
-    with Run(learner.config) as run:
+    with Run(learner.config, learner.parts) as run:
         batch, _ = epoch.collect(envs, environments.reset_all(envs, 0), learner, run)
     torch.manual_seed(3)
     again = np.stack([learner.act(observations) for observations in batch.observations])
@@ -135,7 +135,7 @@ def test_a_batch_gives_one_actor_step_and_is_gone_afterwards(tmp_path, monkeypat
 def test_the_next_episode_does_not_change_what_is_learned_from_this_one(tmp_path, monkeypatch):
     """Through the whole update: with the next episode's rewards changed, this one's advantages are the same."""
     envs, learner = learner_for("CartPole-v1", run_dir=tmp_path / "run", img_dir=tmp_path)
-    with Run(learner.config) as run:
+    with Run(learner.config, learner.parts) as run:
         observations = environments.reset_all(envs, 0)
         batch, observations = epoch.collect(envs, observations, learner, run)
         while not batch.terminated[:-1].any():
