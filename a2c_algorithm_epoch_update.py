@@ -219,14 +219,15 @@ def collect(envs: VectorEnv, observations: np.ndarray, learner: A2C, run: Run) -
             rewards = rewards + environments.shaping_reward(
                 learner.potential, observations, next_observations, terminated, config.gamma
             )
-        if config.reward_norm:
-            rewards = learner.reward_normalizer(rewards, done)
         next_normalized = learner.obs_normalizer(next_observations)
         transitions.append((normalized, actions, rewards, next_normalized, terminated, truncated))
         observations = next_observations
         if done.any():
             observations, _ = envs.reset(options={"reset_mask": done})
-    return Batch(*map(np.stack, zip(*transitions, strict=True))), observations
+    batch = Batch(*map(np.stack, zip(*transitions, strict=True)))
+    if config.reward_norm:
+        batch = batch._replace(rewards=learner.reward_normalizer(batch.rewards, batch.terminated | batch.truncated))
+    return batch, observations
 
 
 def train(config: Config, env_fn: EnvFn | None = None) -> Run:

@@ -228,7 +228,7 @@ def train(config: Config, env_fn: EnvFn | None = None) -> Run:
                 )
                 reward = float(reward) + shaping.item()
             if config.reward_norm:
-                reward = learner.reward_normalizer(reward, done)
+                reward = learner.reward_normalizer(np.array([[reward]]), np.array([[done]])).item()
             next_state = learner.see(next_observation)
             scalars = torch.tensor([reward, terminated, lr_scale], dtype=torch.float32, device=config.device)
             log.append(update(state, action, next_state, *scalars).tolist())

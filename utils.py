@@ -98,11 +98,14 @@ class RewardNormalizer:
         self.returns = np.zeros(num_envs)
         self.stats = RunningMeanStd()
 
-    def __call__(self, rewards: Any, done: Any) -> Any:
-        """Take in one step's rewards (N,), of which those `done` (N,) end an episode, and return them scaled."""
-        self.returns = self.returns * self.gamma + rewards
-        self.stats.update(self.returns)
-        self.returns[done] = 0.0
+    def __call__(self, rewards: np.ndarray, done: np.ndarray) -> np.ndarray:
+        """Take in the rewards of T steps (T, N), of which those `done` (T, N) ended an episode; return them scaled."""
+        returns = np.empty(rewards.shape)
+        for t in range(len(rewards)):
+            self.returns = self.returns * self.gamma + rewards[t]
+            returns[t] = self.returns
+            self.returns[done[t]] = 0.0
+        self.stats.update(returns.ravel())
         scale = np.sqrt(self.stats.var) if self.stats.var > 0 else 1.0  # nothing to go by before returns differ
         return np.clip(rewards / scale, -10.0, 10.0)
 

@@ -47,17 +47,17 @@ def test_statistics_survive_saving():
 
 def test_rewards_are_divided_by_the_deviation_of_the_discounted_return():
     rng, gamma = np.random.default_rng(0), 0.9
-    rewards, done = rng.normal(-3, 2, (200, 4)), rng.random((200, 4)) < 0.05
     normalizer, returns, current = RewardNormalizer(4, gamma), [], np.zeros(4)
-    for r, d in zip(rewards, done, strict=True):
-        scaled = normalizer(r, d)
-        current = current * gamma + r
-        returns.append(current.copy())
-        current[d] = 0.0
-        if len(returns) > 1:
-            np.testing.assert_allclose(scaled, np.clip(r / np.std(returns), -10, 10))
+    for steps in (1, 30, 7):
+        rewards, done = rng.normal(-3, 2, (steps, 4)), rng.random((steps, 4)) < 0.1
+        for r, d in zip(rewards, done, strict=True):
+            current = current * gamma + r
+            returns.append(current.copy())
+            current[d] = 0.0
+        scaled = normalizer(rewards, done)
+        np.testing.assert_allclose(scaled, np.clip(rewards / np.std(returns), -10, 10))
 
 
 @pytest.mark.parametrize("reward", [0.0, -1.0])
 def test_the_first_rewards_of_one_environment_are_left_as_they_are(reward):
-    assert RewardNormalizer(1, 0.99)(reward, False) == reward
+    assert RewardNormalizer(1, 0.99)(np.array([[reward]]), np.array([[False]])) == reward
