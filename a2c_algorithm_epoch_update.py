@@ -43,7 +43,7 @@ class Config(runs.RunConfig):
     """Learning rate of the critic."""
     critic_updates: int = 10
     """Gradient steps of the critic on each batch; the actor always takes one."""
-    ent_coef: float = 0.0
+    ent_coef: float = 0.01
     """Weight of the entropy bonus in the actor's loss."""
     max_grad_norm: float = 0.5
     """Norm to which gradients are clipped, the actor's and the critic's each."""

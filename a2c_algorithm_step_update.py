@@ -31,8 +31,8 @@ class Config(runs.RunConfig):
 
     activation: Literal["silu", "leaky_relu"] = "leaky_relu"
     """Activation of the hidden layers."""
-    tanh_mean: bool = True
-    """Keep the mean of a continuous action in its range by tanh, where it has a range."""
+    mean_limit: float = 1.0
+    """How far the mean of a continuous action may leave its range (tanh keeps it there): 1 is the range's edge."""
     gamma: float = 0.99
     """Discount of future rewards."""
     trace_lambda: float = 0.8

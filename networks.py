@@ -50,25 +50,29 @@ class GaussianActor(nn.Module):
 
     Args:
         observation_size: D.
-        squashed: for each of the A actions, whether tanh keeps its mean in [-1, 1]. A mean that ran far outside an
-            action's range would be clipped to the same action whatever the noise, and explore nothing.
+        limits: for each of the A actions, how far from 0 its mean can go, which tanh sees to; infinite for no limit. A
+            mean far outside the action's range would be clipped to the same action whatever the noise, and explore
+            nothing.
         hidden_sizes, activation: of the hidden layers, see `mlp`.
     """
 
-    squashed: Tensor
+    limits: Tensor
+    limited: Tensor
 
     def __init__(
-        self, observation_size: int, squashed: Sequence[bool], hidden_sizes: Sequence[int], activation: str
+        self, observation_size: int, limits: Sequence[float], hidden_sizes: Sequence[int], activation: str
     ) -> None:
         super().__init__()
-        self.mean = mlp([observation_size, *hidden_sizes, len(squashed)], activation, last_gain=0.01)
-        self.log_std = nn.Parameter(torch.zeros(len(squashed)))
-        self.register_buffer("squashed", torch.tensor(squashed), persistent=False)
+        self.mean = mlp([observation_size, *hidden_sizes, len(limits)], activation, last_gain=0.01)
+        self.log_std = nn.Parameter(torch.zeros(len(limits)))
+        self.register_buffer("limits", torch.tensor(limits), persistent=False)
+        self.register_buffer("limited", self.limits.isfinite(), persistent=False)
 
     def forward(self, observations: Tensor) -> Independent:
         """The distribution of actions (B, A); its mode is the mean."""
         mean = self.mean(observations)
-        mean = torch.where(self.squashed, mean.tanh(), mean)
+        limits = self.limits.where(self.limited, 1.0)  # an infinite one, though not chosen below, would leave a NaN
+        mean = torch.where(self.limited, limits * (mean / limits).tanh(), mean)
         return Independent(Normal(mean, self.log_std.exp().expand_as(mean), validate_args=False), 1)
 
 

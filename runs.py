@@ -10,6 +10,7 @@ import dataclasses
 import importlib.metadata
 import io
 import json
+import math
 import os
 import pickle
 import platform
@@ -79,8 +80,8 @@ class RunConfig:
     """Units in each hidden layer, of the actor and of the critic."""
     activation: Literal["silu", "leaky_relu"] = "silu"
     """Activation of the hidden layers."""
-    tanh_mean: bool = False
-    """Keep the mean of a continuous action in its range by tanh, where it has a range."""
+    mean_limit: float = 2.0
+    """How far the mean of a continuous action may leave its range (tanh keeps it there): 1 is the range's edge."""
     device: str = "cpu"
     """Where the networks live: cpu, cuda or cuda:<n>. For networks this small the CPU is the faster one."""
     reward_shaping: str | None = None
@@ -91,6 +92,7 @@ class RunConfig:
         for name in ("total_timesteps", "checkpoint_interval"):
             check(self, name, getattr(self, name) > 0, "must be at least 1")
         check(self, "hidden_sizes", all(size > 0 for size in self.hidden_sizes), "must all be at least 1")
+        check(self, "mean_limit", 0 < self.mean_limit < math.inf, "must be greater than 0, and finite")
         check(self, "seed", 0 <= self.seed < 2**32, "must be between 0 and 4294967295")
         try:
             torch.zeros(1, device=self.device)
@@ -518,8 +520,8 @@ class Policy:
 def make_actor(config: RunConfig, observation_size: int, action_map: ActionMap) -> nn.Module:
     """A Gaussian actor for continuous actions, else a categorical one."""
     if action_map.continuous:
-        squashed = [bounded and config.tanh_mean for bounded in action_map.bounded]
-        return GaussianActor(observation_size, squashed, config.hidden_sizes, config.activation)
+        limits = [config.mean_limit if bounded else math.inf for bounded in action_map.bounded]
+        return GaussianActor(observation_size, limits, config.hidden_sizes, config.activation)
     return CategoricalActor(observation_size, action_map.nvec, config.hidden_sizes, config.activation)
 
 

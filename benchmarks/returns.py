@@ -30,7 +30,6 @@ EXPERIMENTS = [
     ("epoch", "CartPole-v1", 60_000),
     ("epoch", "Acrobot-v1", 100_000),
     ("epoch", "Hopper-v4", 200_000),
-    ("epoch --preset", "Pendulum-v0", 100_000),
     ("step", "Pendulum-v0", 200_000),
     ("step", "CartPole-v1", 100_000),
     ("step", "Pendulum-v0", 100_000),

@@ -68,6 +68,7 @@ BOTH = [
     (["--hidden-sizes", "64", "0"], ["--hidden-sizes"]),
     (["--actor-lr", "0"], ["--actor-lr 0.0", "greater than 0"]),
     (["--seed", "-1"], ["--seed -1"]),
+    (["--mean-limit", "inf"], ["--mean-limit inf", "finite"]),
     (["--device", "cuda:99"], ["--device cuda:99", "cpu"]),
     (["--device", "toaster"], ["--device toaster", "cpu"]),
     (["--run-dir", "file/run"], ["--run-dir file/run"]),

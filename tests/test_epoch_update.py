@@ -22,7 +22,10 @@ def actor_and_batch(space, batch=7):
     """An actor in float64, whose weights are not all near zero, and random transitions."""
     torch.manual_seed(0)
     if space is CONTINUOUS:
-        actor, actions = GaussianActor(3, [True, False], [5, 4], "silu"), torch.randn(batch, 2, dtype=torch.float64)
+        actor, actions = (
+            GaussianActor(3, [1.0, float("inf")], [5, 4], "silu"),
+            torch.randn(batch, 2, dtype=torch.float64),
+        )
     else:
         actor = CategoricalActor(3, [2, 4], [5, 4], "silu")
         actions = torch.stack([torch.randint(0, n, (batch,)) for n in (2, 4)], dim=1)
@@ -159,7 +162,7 @@ def test_critic_regresses_on_the_returns():
 
 
 def test_layer_norm_makes_the_actor_blind_to_the_scale_of_its_first_layer():
-    actor = GaussianActor(3, [False], [16, 16], "silu")
+    actor = GaussianActor(3, [2.0], [16, 16], "silu")
     actor.log_std.data.zero_()
     observations = torch.randn(4, 3)
     before = actor(observations).mode
@@ -169,12 +172,14 @@ def test_layer_norm_makes_the_actor_blind_to_the_scale_of_its_first_layer():
     torch.testing.assert_close(actor(observations).mode, before, atol=1e-4, rtol=1e-3)
 
 
-def test_a_bounded_mean_stays_in_the_box_and_an_unbounded_one_does_not():
-    actor = GaussianActor(3, [True, False], [16], "silu")
+def test_a_mean_stays_within_its_limit():
+    actor = GaussianActor(3, [2.0, float("inf")], [16], "silu")
     actor.mean[-1].weight.data *= 1e4
     mean = actor(torch.randn(100, 3)).mode
-    assert mean[:, 0].abs().max() <= 1
-    assert mean[:, 1].abs().max() > 1
+    assert 1 < mean[:, 0].abs().max() <= 2
+    assert mean[:, 1].abs().max() > 2
+    gradients = torch.autograd.grad(mean.sum(), list(actor.mean.parameters()))
+    assert all(gradient.isfinite().all() for gradient in gradients)
 
 
 def test_advantages_are_divided_by_their_running_deviation():
