@@ -18,7 +18,6 @@ import signal
 import subprocess
 import sys
 import time
-import tomllib
 import traceback
 import zipfile
 from collections import deque
@@ -41,7 +40,6 @@ from environments import ActionMap, EnvFn
 from networks import CategoricalActor, GaussianActor
 from utils import ObservationNormalizer, UsageError, plot_returns
 
-PRESETS = Path(__file__).parent / "presets.toml"
 EPISODE_COLUMNS = ["timestep", "return", "length", "wall_time"]
 METRICS = ["policy_loss", "value_loss", "entropy", "explained_variance", "actor_grad_norm", "critic_grad_norm"]
 LOGS = {"episodes.csv": EPISODE_COLUMNS, "updates.csv": ["timestep", *METRICS, "timesteps_per_second", "wall_time"]}
@@ -66,8 +64,6 @@ class RunConfig:
     """Seed of everything random: the same seed gives the same numbers."""
     total_timesteps: int = 100_000
     """Timesteps to train, summed over the environments."""
-    preset: bool = False
-    """Start from the settings that presets.toml has for this environment; flags that are given still win."""
     run_dir: Path | None = None
     """Directory of the run, new or empty. Without it: runs/<env>_<epoch|step>_seed<seed>_<time>."""
     resume: Path | None = None
@@ -114,7 +110,7 @@ Settings = TypeVar("Settings")
 
 
 def parse(config_class: type[ConfigType], args: list[str]) -> ConfigType:
-    """Read a script's settings from its arguments, over those of a preset or of the run that is resumed.
+    """Read a script's settings from its arguments, over those of the run that is resumed, if one is.
 
     Raises:
         UsageError: an argument that is not understood, or one that a resumed run cannot change.
@@ -134,13 +130,6 @@ def parse(config_class: type[ConfigType], args: list[str]) -> ConfigType:
             if field.name not in ("total_timesteps", "img_dir"):
                 same = getattr(config, field.name) == getattr(default, field.name)
                 check(config, field.name, same, "cannot change when a run is resumed; leave it out")
-    elif config.preset:
-        with PRESETS.open("rb") as file:
-            presets = tomllib.load(file)
-        if config.env not in presets.get(config_class.script, {}):
-            raise UsageError(f"--preset: presets.toml has none for {config.env} and the {config_class.script} update")
-        settings = presets[config_class.script][config.env]
-        config = tyro_cli(config_class, args, default=config_from(config_class, settings))
     return config
 
 
@@ -462,7 +451,7 @@ def versions() -> dict[str, str]:
 
 def commit() -> str | None:
     """The commit of these scripts, with a + if they were changed since; None outside a git checkout."""
-    git = ["git", "-C", str(PRESETS.parent)]
+    git = ["git", "-C", str(Path(__file__).parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, check=True).stdout

@@ -1,4 +1,4 @@
-"""Train and score both scripts with their defaults, and their presets, ten seeds each: the README's table of returns.
+"""Train and score both scripts with their defaults, ten seeds each: the README's table of returns.
 
     python benchmarks/returns.py                   # all of it; what results/returns.csv already has is not done again
     python benchmarks/returns.py --only step       # one script
@@ -65,9 +65,8 @@ def rows() -> list[dict[str, str]]:
 def run(script: str, env: str, timesteps: int, seed: int) -> dict[str, object]:
     """Train one seed in a process of its own, score it in another, and return its row."""
     with tempfile.TemporaryDirectory() as folder:
-        name, *flags = script.split()
-        train = [f"a2c_algorithm_{name}_update.py", "--env", env, "--seed", seed, "--total-timesteps", timesteps]
-        start(*train, *flags, "--run-dir", f"{folder}/run", "--img-dir", f"{folder}/img")
+        train = [f"a2c_algorithm_{script}_update.py", "--env", env, "--seed", seed, "--total-timesteps", timesteps]
+        start(*train, "--run-dir", f"{folder}/run", "--img-dir", f"{folder}/img")
         score = start("evaluate.py", f"{folder}/run", "--episodes", EPISODES, "--seed", EVALUATION_SEED + seed)
         with (Path(folder) / "run" / "updates.csv").open(newline="") as file:
             *_, last = csv.DictReader(file)

@@ -76,7 +76,6 @@ BOTH = [
     (["--reward-shaping"], ["--reward-shaping", "Pendulum-v0", "module:function"]),
     (["--reward-shaping", "bad:missing"], ["--reward-shaping bad:missing"]),
     (["--resume", "nowhere"], ["nowhere"]),
-    (["--preset", "--env", "CartPole-v1"], ["--preset", "CartPole-v1"]),
 ]
 EPOCH_ONLY = [
     (["--sample-size", "100"], ["--sample-size 100", "--num-envs 16"]),
