@@ -213,6 +213,7 @@ def train(config: Config, env_fn: EnvFn | None = None) -> Run:
         update = runs.compiled(learner.update, config.compile, config.total_timesteps - run.timestep)
         log: list[list[float]] = []
         observation, _ = env.reset(seed=run.env_seed)
+        learner.end_episode()  # a resumed run starts a new one
         state = learner.see(observation)
         while run.unfinished:
             lr_scale = 1.0 - run.progress

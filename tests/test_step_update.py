@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from torch._inductor.utils import fresh_cache
 
 import a2c_algorithm_step_update as step
+import runs
 from environments import ActionMap
 
 
@@ -104,3 +106,39 @@ def test_nothing_of_a_transition_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(step.A2C, "update", watched_update)
     step.train(config)
     assert len(given) == 450
+
+
+def play(learner, update, steps=20):
+    rng, numbers = np.random.default_rng(0), []
+    for _ in range(steps):
+        state, action, next_state, reward = transition(rng, spaces.Box(-1, 1, (2,)))
+        numbers.append(update(state, action, next_state, reward, torch.tensor(0.0), torch.tensor(0.7)).numpy())
+    return np.array(numbers), [parameter.detach().clone() for parameter in learner.actor.parameters()]
+
+
+def test_compiled_and_eager_give_the_same_numbers():
+    eager, fast = learner_for(), learner_for()
+    numbers, parameters = play(eager, eager.update)
+    fast_numbers, fast_parameters = play(fast, runs.compiled(fast.update, True, 10**6))
+    np.testing.assert_allclose(numbers, fast_numbers, atol=1e-5)
+    for a, b in zip(parameters, fast_parameters, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_without_a_compiler_it_says_so_once_and_runs_on(monkeypatch, capsys):
+    eager, fallen_back = learner_for(), learner_for()
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    torch.compiler.reset()
+    with fresh_cache():
+        numbers, _ = play(fallen_back, runs.compiled(fallen_back.update, True, 10**6))
+    np.testing.assert_array_equal(numbers, play(eager, eager.update)[0])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("not compiled (")
+
+
+def test_a_short_run_is_not_compiled():
+    def function():
+        raise NotImplementedError
+
+    assert runs.compiled(function, True, 1000) is function
+    assert runs.compiled(function, False, 10**6) is function
