@@ -7,18 +7,19 @@ Read `train` first: it is the whole algorithm, and what it calls stands above it
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
+from torch.distributions import Independent
 
 import environments
 import runs
 from environments import ActionMap, EnvFn
-from networks import Critic
+from networks import Critic, FlatNetwork
 from runs import Run
 from utils import AdvantageNormalizer, ObservationNormalizer, RewardNormalizer, explained_variance, gae
 
@@ -51,6 +52,8 @@ class Config(runs.RunConfig):
     """Normalise observations by their running mean and deviation."""
     reward_norm: bool = True
     """Divide rewards by the running deviation of the discounted return."""
+    compile: bool = True
+    """Compile acting and updating with torch.compile where the run is long enough to win the time back."""
 
     def validate(self) -> None:
         super().validate()
@@ -63,21 +66,55 @@ class Config(runs.RunConfig):
         runs.check(self, "sample_size", whole, f"must be a multiple of --num-envs {self.num_envs}")
 
 
+COMPILE_PAYS_FROM = 500_000
+"""Timesteps after which compiling, which takes some 20 s, has won them back."""
+
+
 class Batch(NamedTuple):
     """Transitions of T steps in N environments, in the order in which they happened."""
 
-    observations: np.ndarray
-    """s, normalised, (T, N, D) float32."""
-    actions: np.ndarray
+    states: Tensor
+    """s, normalised, (T, N, D)."""
+    actions: Tensor
     """a, as the actor put it out, (T, N, A)."""
-    rewards: np.ndarray
+    rewards: Tensor
     """r, shaped and normalised, (T, N)."""
-    next_observations: np.ndarray
+    next_states: Tensor
     """s', normalised, (T, N, D): at an episode's end its last observation, not the first of the next."""
-    terminated: np.ndarray
-    """Whether the task ended at s', (T, N)."""
-    truncated: np.ndarray
-    """Whether the episode was cut at s', (T, N)."""
+    terminated: Tensor
+    """1 where the task ended at s', else 0, (T, N)."""
+    truncated: Tensor
+    """1 where the episode was cut at s', else 0, (T, N)."""
+
+
+class RMSprop(nn.Module):
+    """Gradient descent scaled by the running mean of squares (Hinton 2012), of a gradient clipped to a norm.
+
+    What torch.optim.RMSprop does after torch.nn.utils.clip_grad_norm_, as three operations on one vector.
+
+    Args:
+        theta: the parameters, (P,).
+        lr: learning rate.
+        max_grad_norm: norm to which gradients are clipped.
+    """
+
+    square: Tensor
+    alpha, eps = 0.99, 1e-8
+
+    def __init__(self, theta: Tensor, lr: float, max_grad_norm: float) -> None:
+        super().__init__()
+        self.theta = theta
+        self.lr = lr
+        self.max_grad_norm = max_grad_norm
+        self.register_buffer("square", torch.zeros_like(theta))
+
+    def step(self, gradient: Tensor, lr_scale: Tensor) -> Tensor:
+        """Descend along a gradient, (P,); returns its norm before it was clipped, ()."""
+        norm = gradient.norm()
+        gradient = gradient * (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        self.square.lerp_(gradient.square(), 1 - self.alpha)
+        self.theta.sub_(self.lr * lr_scale * gradient / (self.square.sqrt() + self.eps))
+        return norm
 
 
 class A2C:
@@ -86,19 +123,19 @@ class A2C:
     def __init__(self, config: Config, observation_size: int, action_map: ActionMap) -> None:
         self.config = config
         self.action_map = action_map
-        self.actor = runs.make_actor(config, observation_size, action_map)
+        actor = runs.make_actor(config, observation_size, action_map)
+        self.actor, self.sample, self.noise = FlatNetwork(actor), actor.sample, actor.noise
         # V = 0 everywhere is hope, where rewards are negative: what was never tried looks better than what was.
-        self.critic = Critic(observation_size, config.hidden_sizes, config.activation, last_gain=0.0)
-        self.actor.to(config.device)
-        self.critic.to(config.device)
-        self.actor_optimizer = torch.optim.RMSprop(self.actor.parameters(), lr=config.actor_lr)
-        self.critic_optimizer = torch.optim.RMSprop(self.critic.parameters(), lr=config.critic_lr)
-        self.obs_normalizer = ObservationNormalizer((observation_size,))
-        self.reward_normalizer = RewardNormalizer(config.num_envs, config.gamma)
-        self.advantage_normalizer = AdvantageNormalizer()
+        critic = Critic(observation_size, config.hidden_sizes, config.activation, last_gain=0.0)
+        self.critic = FlatNetwork(critic.to(config.device))
+        self.actor_optimizer = RMSprop(self.actor.theta, config.actor_lr, config.max_grad_norm)
+        self.critic_optimizer = RMSprop(self.critic.theta, config.critic_lr, config.max_grad_norm)
+        self.obs_normalizer = ObservationNormalizer(observation_size).to(config.device)
+        self.reward_normalizer = RewardNormalizer(config.num_envs, config.gamma).to(config.device)
+        self.advantage_normalizer = AdvantageNormalizer().to(config.device)
         self.parts = {
-            "actor": self.actor,
-            "critic": self.critic,
+            "actor": self.actor.network,
+            "critic": self.critic.network,
             "actor_optimizer": self.actor_optimizer,
             "critic_optimizer": self.critic_optimizer,
             "obs_normalizer": self.obs_normalizer,
@@ -106,12 +143,22 @@ class A2C:
             "advantage_normalizer": self.advantage_normalizer,
         }
         self.potential = environments.load_potential(config.reward_shaping, config.env)
+        if config.compile and config.total_timesteps >= COMPILE_PAYS_FROM:
+            runs.compile_methods(self, "act", "update_actor", "update_critic")
+
+    def tensor(self, numbers: Any) -> Tensor:
+        """Numbers from the environments, as a tensor of one type, whatever theirs, on the networks' device."""
+        return torch.tensor(numbers, dtype=torch.float32, device=self.config.device)
 
     @torch.no_grad()
-    def act(self, observations: np.ndarray) -> np.ndarray:
-        """Sample actions (N, A) for normalised observations (N, D)."""
-        return self.actor(self.tensor(observations)).sample().cpu().numpy()
+    def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Take observations (N, D) into the statistics, normalise them by these, and sample actions (N, A) there."""
+        if self.config.obs_norm:
+            self.obs_normalizer.update(observations)
+        states = self.obs_normalizer(observations)
+        return states, self.sample(self.actor(states), noise)
 
+    @torch.no_grad()
     def update(self, batch: Batch, lr_scale: float) -> dict[str, float]:
         """Learn from a batch: one gradient step of the actor, `critic_updates` of the critic.
 
@@ -122,77 +169,57 @@ class A2C:
         Returns:
             The metrics of `runs.METRICS`.
         """
-        observations = self.tensor(batch.observations)
-        with torch.no_grad():
-            values = self.critic(observations).cpu().numpy()
-            next_values = self.critic(self.tensor(batch.next_observations)).cpu().numpy()
+        values, next_values = self.critic(batch.states), self.critic(batch.next_states)
+        gamma, gae_lambda = self.config.gamma, self.config.gae_lambda
         advantages, returns = gae(
-            batch.rewards,
-            values,
-            next_values,
-            batch.terminated,
-            batch.truncated,
-            self.config.gamma,
-            self.config.gae_lambda,
+            batch.rewards, values, next_values, batch.terminated, batch.truncated, gamma, gae_lambda
         )
-        for optimizer, lr in (
-            (self.actor_optimizer, self.config.actor_lr),
-            (self.critic_optimizer, self.config.critic_lr),
-        ):
-            optimizer.param_groups[0]["lr"] = lr * lr_scale
         # The actor's gradient is that of the policy which collected the batch: it may take one step with it. The
         # critic regresses on targets that stay what they are: it may take many.
-        metrics = self.update_actor(
-            observations, self.tensor(batch.actions), self.tensor(self.advantage_normalizer(advantages))
+        scale = self.tensor(lr_scale)
+        advantages = self.advantage_normalizer(advantages)
+        policy_loss, entropy, actor_norm = self.update_actor(batch.states, batch.actions, advantages, scale)
+        critic_steps = [self.update_critic(batch.states, returns, scale) for _ in range(self.config.critic_updates)]
+        value_loss, critic_norm = critic_steps[0]
+        return {
+            "policy_loss": policy_loss.item(),
+            "value_loss": value_loss.item(),
+            "entropy": entropy.item(),
+            "explained_variance": explained_variance(values.cpu().numpy(), returns.cpu().numpy()),
+            "actor_grad_norm": actor_norm.item(),
+            "critic_grad_norm": critic_norm.item(),
+        }
+
+    @torch.no_grad()
+    def update_actor(
+        self, states: Tensor, actions: Tensor, advantages: Tensor, lr_scale: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One gradient step down `policy_loss`; returns the loss, the mean entropy and the gradient's norm."""
+        gradient, (loss, entropy) = self.actor.gradient(
+            lambda policy: policy_loss(policy, actions, advantages, self.config.ent_coef), states
         )
-        metrics |= self.update_critic(observations, self.tensor(returns))
-        return metrics | {"explained_variance": explained_variance(values, returns)}
+        return loss, entropy, self.actor_optimizer.step(gradient, lr_scale)
 
-    def update_actor(self, observations: Tensor, actions: Tensor, advantages: Tensor) -> dict[str, float]:
-        """One gradient step on -mean(log pi(a|s) * A) - ent_coef * mean(entropy)."""
-        loss, entropy = policy_loss(self.actor, observations, actions, advantages, self.config.ent_coef)
-        grad_norm = self.descend(self.actor_optimizer, loss)
-        return {"policy_loss": loss.item(), "entropy": entropy.item(), "actor_grad_norm": grad_norm}
-
-    def update_critic(self, observations: Tensor, returns: Tensor) -> dict[str, float]:
-        """`critic_updates` gradient steps on mean((V(s) - return)^2); the metrics are those of the first."""
-        metrics: dict[str, float] = {}
-        for _ in range(self.config.critic_updates):
-            loss = (self.critic(observations) - returns).square().mean()
-            grad_norm = self.descend(self.critic_optimizer, loss)
-            metrics = metrics or {"value_loss": loss.item(), "critic_grad_norm": grad_norm}
-        return metrics
-
-    def descend(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> float:
-        """Take one step of an optimiser down the loss; returns the norm of the gradient before it was clipped."""
-        optimizer.zero_grad()
-        loss.backward()
-        grad_norm = nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], self.config.max_grad_norm)
-        optimizer.step()
-        return grad_norm.item()
-
-    def tensor(self, array: np.ndarray) -> Tensor:
-        """An array on the networks' device, in float32 where it is floating."""
-        dtype = torch.float32 if np.issubdtype(array.dtype, np.floating) else None
-        return torch.as_tensor(array, dtype=dtype, device=self.config.device)
+    @torch.no_grad()
+    def update_critic(self, states: Tensor, returns: Tensor, lr_scale: Tensor) -> tuple[Tensor, Tensor]:
+        """One gradient step down mean((V(s) - return)^2); returns this loss and the gradient's norm."""
+        gradient, (loss,) = self.critic.gradient(lambda values: ((values - returns).square().mean(),), states)
+        return loss, self.critic_optimizer.step(gradient, lr_scale)
 
 
-def policy_loss(
-    actor: nn.Module, observations: Tensor, actions: Tensor, advantages: Tensor, ent_coef: float
-) -> tuple[Tensor, Tensor]:
-    """The actor's loss, whose gradient is minus the policy gradient, and the mean entropy.
+def policy_loss(policy: Independent, actions: Tensor, advantages: Tensor, ent_coef: float) -> tuple[Tensor, Tensor]:
+    """-mean(log pi(a|s) * A) - ent_coef * entropy, whose gradient is minus the policy gradient, and the mean entropy.
 
-    log pi(a|s) is computed anew from the stored observations and actions. Log-probabilities kept from the collection,
-    where no graph was recorded, would be constants, and the loss without a gradient.
+    log pi(a|s) is computed anew from the stored states and actions. Log-probabilities kept from the collection, where
+    no graph was recorded, would be constants, and the loss without a gradient.
 
     Args:
-        observations: (..., D), normalised as they were when the actions were taken.
+        policy: the actor's distribution in the states of the batch, as they were when the actions were taken.
         actions: (..., A), as the actor put them out: not clipped, not scaled.
         advantages: (...), constants.
     """
-    distribution = actor(observations)
-    entropy = distribution.entropy().mean()
-    return -(distribution.log_prob(actions) * advantages).mean() - ent_coef * entropy, entropy
+    entropy = policy.entropy().mean()
+    return -(policy.log_prob(actions) * advantages).mean() - ent_coef * entropy, entropy
 
 
 def collect(envs: VectorEnv, observations: np.ndarray, learner: A2C, run: Run) -> tuple[Batch, np.ndarray]:
@@ -204,13 +231,10 @@ def collect(envs: VectorEnv, observations: np.ndarray, learner: A2C, run: Run) -
     Returns:
         The batch, and what the environments show after it.
     """
-    config, transitions = learner.config, []
+    config, decisions, outcomes = learner.config, [], []
     for _ in range(config.sample_size // config.num_envs):
-        if config.obs_norm:
-            learner.obs_normalizer.update(observations)
-        normalized = learner.obs_normalizer(observations)
-        actions = learner.act(normalized)
-        next_observations, rewards, terminated, truncated, _ = envs.step(learner.action_map(actions))
+        states, actions = learner.act(learner.tensor(observations), learner.noise(config.num_envs))
+        next_observations, rewards, terminated, truncated, _ = envs.step(learner.action_map(actions.cpu().numpy()))
         done = terminated | truncated
         run.log_rewards(rewards, done)  # the environment's own, before anything is done to them
         run.check_finite("an observation", next_observations)
@@ -219,15 +243,19 @@ def collect(envs: VectorEnv, observations: np.ndarray, learner: A2C, run: Run) -
             rewards = rewards + environments.shaping_reward(
                 learner.potential, observations, next_observations, terminated, config.gamma
             )
-        next_normalized = learner.obs_normalizer(next_observations)
-        transitions.append((normalized, actions, rewards, next_normalized, terminated, truncated))
+        decisions.append((states, actions))
+        outcomes.append((rewards, next_observations, terminated, truncated))
         observations = next_observations
         if done.any():
             observations, _ = envs.reset(options={"reset_mask": done})
-    batch = Batch(*map(np.stack, zip(*transitions, strict=True)))
+    states, actions = map(torch.stack, zip(*decisions, strict=True))
+    rewards, next_observations, terminated, truncated = (
+        learner.tensor(np.stack(arrays)) for arrays in zip(*outcomes, strict=True)
+    )
     if config.reward_norm:
-        batch = batch._replace(rewards=learner.reward_normalizer(batch.rewards, batch.terminated | batch.truncated))
-    return batch, observations
+        rewards = learner.reward_normalizer(rewards, torch.maximum(terminated, truncated))
+    next_states = learner.obs_normalizer(next_observations)
+    return Batch(states, actions, rewards, next_states, terminated, truncated), observations
 
 
 def train(config: Config, env_fn: EnvFn | None = None) -> Run:
@@ -247,7 +275,7 @@ def train(config: Config, env_fn: EnvFn | None = None) -> Run:
     action_map = ActionMap(envs.single_action_space)
     learner = A2C(config, spaces.flatdim(envs.single_observation_space), action_map)
     with Run(config, learner.parts) as run:
-        run.policy = runs.Policy(learner.actor, learner.obs_normalizer, action_map)
+        run.policy = runs.Policy(learner.actor.network, learner.obs_normalizer, action_map)
         observations = environments.reset_all(envs, run.env_seed)
         while run.unfinished:
             lr_scale = 1.0 - run.progress

@@ -7,6 +7,7 @@ section 13.5, for actor-critic with eligibility traces; Elsayed et al. 2024 (arX
 with neural networks on a stream: normalised observations, scaled rewards and layer normalisation.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 import environments
 import runs
 from environments import ActionMap, EnvFn
-from networks import Critic
+from networks import Critic, FlatNetwork
 from runs import Run
 from utils import ObservationNormalizer, RewardNormalizer, explained_variance
 
@@ -59,8 +60,11 @@ class Config(runs.RunConfig):
 LOG_INTERVAL = 1000
 """Timesteps between rows of updates.csv, each the mean over that many updates."""
 
+COMPILE_PAYS_FROM = 20_000
+"""Timesteps after which compiling, which takes some 20 s, has won them back."""
 
-class TraceOptimizer:
+
+class TraceOptimizer(nn.Module):
     """Moves parameters along their eligibility traces, by as much as the TD error says.
 
         e     <- gamma * lambda * e + grad f(s)             f = V(s) for the critic, log pi(a|s) for the actor
@@ -72,45 +76,33 @@ class TraceOptimizer:
     already.
 
     Args:
-        module: whose parameters these are.
+        theta: the parameters, (P,).
         decay: gamma * lambda; 0 leaves the gradient of the last step alone.
         lr: learning rate.
     """
 
+    trace: Tensor
+    square: Tensor
+    updates: Tensor
     beta2, eps = 0.999, 1e-8
 
-    def __init__(self, module: nn.Module, decay: float, lr: float) -> None:
-        self.parameters = list(module.parameters())
-        self.traces = [torch.zeros_like(parameter) for parameter in self.parameters]
-        self.squares = [torch.zeros_like(parameter) for parameter in self.parameters]
-        self.updates = torch.zeros((), device=self.parameters[0].device)
+    def __init__(self, theta: Tensor, decay: float, lr: float) -> None:
+        super().__init__()
+        self.theta = theta
         self.decay = decay
         self.lr = lr
+        self.register_buffer("trace", torch.zeros_like(theta))
+        self.register_buffer("square", torch.zeros_like(theta))
+        self.register_buffer("updates", theta.new_zeros(1))
 
-    def step(self, objective: Tensor, delta: Tensor, lr_scale: Tensor) -> None:
-        """Add the gradient of `objective`, f(s), to the traces, and climb along them by the TD error `delta`."""
-        gradients = torch.autograd.grad(objective, self.parameters)
-        with torch.no_grad():
-            self.updates += 1
-            correction = 1 - self.beta2**self.updates
-            for theta, e, square, gradient in zip(self.parameters, self.traces, self.squares, gradients, strict=True):
-                e.mul_(self.decay).add_(gradient)
-                step = delta * e
-                square.lerp_(step.square(), 1 - self.beta2)
-                theta.add_(self.lr * lr_scale * step / ((square / correction).sqrt() + self.eps))
-
-    def reset(self) -> None:
-        """Forget the episode that has ended: nothing that follows is its doing."""
-        for trace in self.traces:
-            trace.zero_()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"traces": self.traces, "squares": self.squares, "updates": self.updates}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for own, saved in zip(self.traces + self.squares, state["traces"] + state["squares"], strict=True):
-            own.copy_(saved)
-        self.updates.copy_(state["updates"])
+    def step(self, gradient: Tensor, delta: Tensor, lr_scale: Tensor) -> None:
+        """Add the gradient of f(s), (P,), to the trace, and climb along it by the TD error `delta`, ()."""
+        self.trace.mul_(self.decay).add_(gradient)
+        climb = delta * self.trace
+        self.updates.add_(1)
+        self.square.lerp_(climb.square(), 1 - self.beta2)
+        mean_square = self.square / (1 - self.beta2**self.updates)
+        self.theta.add_(self.lr * lr_scale * climb / (mean_square.sqrt() + self.eps))
 
 
 class A2C:
@@ -118,34 +110,62 @@ class A2C:
 
     def __init__(self, config: Config, observation_size: int, action_map: ActionMap) -> None:
         self.config = config
-        self.actor = runs.make_actor(config, observation_size, action_map)
-        self.critic = Critic(observation_size, config.hidden_sizes, config.activation)
-        self.actor.to(config.device)
-        self.critic.to(config.device)
+        actor = runs.make_actor(config, observation_size, action_map)
+        self.actor, self.sample, self.noise = FlatNetwork(actor), actor.sample, actor.noise
+        self.critic = FlatNetwork(Critic(observation_size, config.hidden_sizes, config.activation).to(config.device))
         decay = config.gamma * config.trace_lambda
-        self.actor_optimizer = TraceOptimizer(self.actor, decay, config.actor_lr)
-        self.critic_optimizer = TraceOptimizer(self.critic, decay, config.critic_lr)
-        self.obs_normalizer = ObservationNormalizer((observation_size,))
-        self.reward_normalizer = RewardNormalizer(1, config.gamma)
+        self.actor_optimizer = TraceOptimizer(self.actor.theta, decay, config.actor_lr)
+        self.critic_optimizer = TraceOptimizer(self.critic.theta, decay, config.critic_lr)
+        self.obs_normalizer = ObservationNormalizer(observation_size).to(config.device)
+        self.reward_normalizer = RewardNormalizer(1, config.gamma).to(config.device)
         self.parts = {
-            "actor": self.actor,
-            "critic": self.critic,
+            "actor": self.actor.network,
+            "critic": self.critic.network,
             "actor_optimizer": self.actor_optimizer,
             "critic_optimizer": self.critic_optimizer,
             "obs_normalizer": self.obs_normalizer,
             "reward_normalizer": self.reward_normalizer,
         }
+        if config.compile and config.total_timesteps >= COMPILE_PAYS_FROM:
+            runs.compile_methods(self, "learn_and_act")
 
-    def see(self, observation: np.ndarray) -> Tensor:
-        """Take a new observation (D,) into the statistics, and normalise it by them, as a batch of one: (1, D)."""
+    def tensor(self, numbers: Any) -> Tensor:
+        """Numbers from the environment, as a tensor of one type, whatever theirs, on the networks' device."""
+        return torch.from_numpy(np.array(numbers, dtype=np.float32)).to(self.config.device)
+
+    def see(self, observation: Tensor) -> Tensor:
+        """Take a new observation (D,) into the statistics, and normalise it by them."""
         if self.config.obs_norm:
             self.obs_normalizer.update(observation[None])
-        return torch.as_tensor(self.obs_normalizer(observation[None]), device=self.config.device)
+        return self.obs_normalizer(observation)
+
+    def act(self, state: Tensor, noise: Tensor) -> Tensor:
+        """Sample an action (A,) for a normalised observation (D,), see the actor's `sample`."""
+        return self.sample(self.actor(state), noise)
 
     @torch.no_grad()
-    def act(self, state: Tensor) -> Tensor:
-        """Sample an action (1, A) for a normalised observation (1, D)."""
-        return self.actor(state).sample()
+    def learn_and_act(
+        self, state: Tensor, action: Tensor, observation: Tensor, scalars: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """All that happens between two steps of the environment, as one function to compile.
+
+        Args:
+            state, action: s, normalised, (D,), and a as the actor put it out, (A,).
+            observation: s', not normalised, (D,).
+            scalars: r, terminated, truncated and the share of the learning rates to use, (4,).
+            noise: for the next action, see the actor's `noise`.
+
+        Returns:
+            s', normalised, the action to take there and what `update` returned.
+        """
+        reward, terminated, truncated, lr_scale = scalars.unbind()
+        next_state = self.see(observation)
+        if self.config.reward_norm:
+            reward = self.reward_normalizer(
+                reward.view(1, 1), torch.maximum(terminated, truncated).view(1, 1)
+            ).squeeze()
+        numbers = self.update(state, action, next_state, reward, terminated, lr_scale)
+        return next_state, self.act(next_state, noise), numbers
 
     def update(
         self, state: Tensor, action: Tensor, next_state: Tensor, reward: Tensor, terminated: Tensor, lr_scale: Tensor
@@ -155,8 +175,8 @@ class A2C:
             delta = r + gamma * V(s') * (1 - terminated) - V(s)
 
         Args:
-            state, next_state: s and s', normalised, (1, D). s' is never the first state of the next episode.
-            action: a, as the actor put it out, (1, A).
+            state, next_state: s and s', normalised, (D,). s' is never the first state of the next episode.
+            action: a, as the actor put it out, (A,).
             reward: r, shaped and normalised, ().
             terminated: 1 if the task ended at s', else 0: a truncated episode's last state still has its value, ().
             lr_scale: share of the learning rates to use, ().
@@ -164,18 +184,17 @@ class A2C:
         Returns:
             delta, V(s) and log pi(a|s), (3,).
         """
-        value = self.critic(state)
-        log_prob = self.actor(state).log_prob(action)
-        with torch.no_grad():
-            delta = reward + self.config.gamma * self.critic(next_state) * (1 - terminated) - value
-        self.critic_optimizer.step(value, delta, lr_scale)
-        self.actor_optimizer.step(log_prob, delta, lr_scale)
-        return torch.cat((delta, value, log_prob)).detach()
+        value_gradient, (value,) = self.critic.gradient(lambda value: (value,), state)
+        log_prob_gradient, (log_prob,) = self.actor.gradient(lambda policy: (policy.log_prob(action),), state)
+        delta = reward + self.config.gamma * self.critic(next_state) * (1 - terminated) - value
+        self.critic_optimizer.step(value_gradient, delta, lr_scale)
+        self.actor_optimizer.step(log_prob_gradient, delta, lr_scale)
+        return torch.stack((delta, value, log_prob))
 
     def end_episode(self) -> None:
         """Clear the traces: what follows is not the doing of what went before."""
-        self.actor_optimizer.reset()
-        self.critic_optimizer.reset()
+        self.actor_optimizer.trace.zero_()
+        self.critic_optimizer.trace.zero_()
 
 
 def metrics(learner: A2C, log: list[list[float]]) -> dict[str, float]:
@@ -186,8 +205,8 @@ def metrics(learner: A2C, log: list[list[float]]) -> dict[str, float]:
         "value_loss": float(np.mean(delta**2)),
         "entropy": float(np.mean(-log_prob)),  # whose expectation it is
         "explained_variance": explained_variance(value, value + delta),
-        "actor_grad_norm": abs(delta[-1]) * nn.utils.get_total_norm(learner.actor_optimizer.traces).item(),
-        "critic_grad_norm": abs(delta[-1]) * nn.utils.get_total_norm(learner.critic_optimizer.traces).item(),
+        "actor_grad_norm": abs(delta[-1]) * learner.actor_optimizer.trace.norm().item(),
+        "critic_grad_norm": abs(delta[-1]) * learner.critic_optimizer.trace.norm().item(),
     }
 
 
@@ -209,39 +228,40 @@ def train(config: Config, env_fn: EnvFn | None = None) -> Run:
     action_map = ActionMap(env.action_space)
     learner = A2C(config, spaces.flatdim(env.observation_space), action_map)
     with Run(config, learner.parts) as run:
-        run.policy = runs.Policy(learner.actor, learner.obs_normalizer, action_map)
-        update = runs.compiled(learner.update, config.compile, config.total_timesteps - run.timestep)
+        run.policy = runs.Policy(learner.actor.network, learner.obs_normalizer, action_map)
         log: list[list[float]] = []
-        observation, _ = env.reset(seed=run.env_seed)
-        learner.end_episode()  # a resumed run starts a new one
-        state = learner.see(observation)
+        seed: int | None = run.env_seed
+        done = True
         while run.unfinished:
+            if done:
+                learner.end_episode()
+                observation, _ = env.reset(seed=seed)
+                run.check_finite("an observation", observation)
+                state = learner.see(learner.tensor(observation))
+                action = learner.act(state, learner.noise())
+                seed = None
             lr_scale = 1.0 - run.progress
-            action = learner.act(state)
             next_observation, reward, terminated, truncated, _ = env.step(action_map(action.cpu().numpy())[0])
             done = terminated or truncated
             run.log_rewards(np.array([reward]), np.array([done]))  # the environment's own, neither shaped nor scaled
-            run.check_finite("an observation", next_observation)
-            run.check_finite("a reward", reward)
             if potential:
                 shaping = environments.shaping_reward(
                     potential, observation[None], next_observation[None], np.array([terminated]), config.gamma
                 )
                 reward = float(reward) + shaping.item()
-            if config.reward_norm:
-                reward = learner.reward_normalizer(np.array([[reward]]), np.array([[done]])).item()
-            next_state = learner.see(next_observation)
-            scalars = torch.tensor([reward, terminated, lr_scale], dtype=torch.float32, device=config.device)
-            log.append(update(state, action, next_state, *scalars).tolist())
-            run.check_finite("the TD error", log[-1][0])
+            scalars = [reward, terminated, truncated, lr_scale]
+            state, action, numbers = learner.learn_and_act(
+                state, action, learner.tensor(next_observation), learner.tensor(scalars), learner.noise()
+            )
+            log.append(numbers.tolist())
+            if not math.isfinite(log[-1][0]):
+                run.check_finite("an observation", next_observation)
+                run.check_finite("a reward", reward)
+                run.check_finite("the TD error", log[-1][0])
             if len(log) == LOG_INTERVAL or not run.unfinished:
                 run.log_update(metrics(learner, log))
                 log.clear()
-            if done:
-                learner.end_episode()
-                next_observation, _ = env.reset()
-                next_state = learner.see(next_observation)
-            observation, state = next_observation, next_state
+            observation = next_observation
             if run.save_due:
                 run.save()
     env.close()

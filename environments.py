@@ -143,7 +143,7 @@ class ActionMap:
     def __call__(self, actions: np.ndarray) -> np.ndarray:
         """Map the actor's actions (N, size) to the environments', (N, *action shape)."""
         if self.continuous:
-            actions = np.clip(self.offset + self.scale * actions, self.low, self.high)
+            actions = np.minimum(np.maximum(self.offset + self.scale * actions, self.low), self.high)
         else:
             actions = actions + self.offset
         return actions.reshape(-1, *(self.space.shape or ())).astype(self.space.dtype)
@@ -158,7 +158,7 @@ class PendulumV0Env(PendulumEnv):
     """Pendulum-v0 of gym 0.18: the angle moves by the speed before that is clipped, in v1 by the speed after it."""
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
-        torque = np.clip(action, -self.max_torque, self.max_torque)[0]
+        torque = min(max(float(action[0]), -self.max_torque), self.max_torque)
         self.last_u = torque  # what the renderer draws
         self.state, reward = pendulum_v0_dynamics(self.state, torque)
         if self.render_mode == "human":
@@ -221,7 +221,7 @@ class PendulumV0VectorEnv(VectorEnv):
         return np.stack([np.cos(angle), np.sin(angle), speed], axis=1).astype(np.float32)
 
 
-def pendulum_v0_dynamics(state: np.ndarray, torque: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def pendulum_v0_dynamics(state: np.ndarray, torque: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
     """One step of 0.05 s of one or many pendulums (1 m, 1 kg, g = 10 m/s^2), as in gym 0.18's `pendulum.py`.
 
     Args:

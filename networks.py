@@ -1,10 +1,11 @@
 """Actor and critic: small multilayer perceptrons with layer normalisation, and their initialisation.
 
-An actor maps observations (B, D) to a distribution over actions (B, A); a critic maps them to values (B,).
+An actor maps observations (..., D) to a distribution over actions (..., A); a critic maps them to values (...,).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,11 +70,19 @@ class GaussianActor(nn.Module):
         self.register_buffer("limited", self.limits.isfinite(), persistent=False)
 
     def forward(self, observations: Tensor) -> Independent:
-        """The distribution of actions (B, A); its mode is the mean."""
+        """The distribution of actions (..., A); its mode is the mean."""
         mean = self.mean(observations)
         limits = self.limits.where(self.limited, 1.0)  # an infinite one, though not chosen below, would leave a NaN
         mean = torch.where(self.limited, limits * (mean / limits).tanh(), mean)
         return Independent(Normal(mean, self.log_std.exp().expand_as(mean), validate_args=False), 1)
+
+    def noise(self, *batch: int) -> Tensor:
+        """What chance contributes to actions (*batch, A): standard normal numbers, (*batch, A)."""
+        return torch.randn(*batch, len(self.log_std), device=self.log_std.device)
+
+    def sample(self, distribution: Independent, noise: Tensor) -> Tensor:
+        """Actions (..., A) from what `forward` returned and noise drawn beforehand: nothing random to compile."""
+        return distribution.mean + distribution.stddev * noise
 
 
 class CategoricalActor(nn.Module):
@@ -82,6 +91,8 @@ class CategoricalActor(nn.Module):
     All choices share one table of logits, as wide as the largest; what a smaller choice does not have gets
     probability 0.
     """
+
+    penalty: Tensor
 
     def __init__(
         self, observation_size: int, nvec: Sequence[int], hidden_sizes: Sequence[int], activation: str
@@ -93,9 +104,21 @@ class CategoricalActor(nn.Module):
         self.register_buffer("penalty", torch.zeros(self.shape).masked_fill(missing, -torch.inf), persistent=False)
 
     def forward(self, observations: Tensor) -> Independent:
-        """The distribution of choices (B, A), counted from 0; its mode is the likeliest of each."""
+        """The distribution of choices (..., A), counted from 0; its mode is the likeliest of each."""
         logits = self.logits(observations).unflatten(-1, self.shape) + self.penalty
         return Independent(Categorical(logits=logits, validate_args=False), 1)
+
+    def noise(self, *batch: int) -> Tensor:
+        """What chance contributes to choices (*batch, A): Gumbel noise for each logit, (*batch, A, max(nvec))."""
+        exponential = torch.empty(*batch, *self.shape, device=self.penalty.device).exponential_()
+        return -exponential.clamp_min(torch.finfo(torch.float32).tiny).log()
+
+    def sample(self, distribution: Independent, noise: Tensor) -> Tensor:
+        """Choices (..., A) from what `forward` returned and noise drawn beforehand: nothing random to compile.
+
+        The largest of logits plus Gumbel noise is a draw from their softmax (Maddison et al. 2014, arXiv 1411.0030).
+        """
+        return (distribution.base_dist.logits + noise).argmax(-1)
 
 
 class Critic(nn.Module):
@@ -116,3 +139,42 @@ class Critic(nn.Module):
     def forward(self, observations: Tensor) -> Tensor:
         """Values (...,) of observations (..., D)."""
         return self.value(observations).squeeze(-1)
+
+
+class FlatNetwork:
+    """A network whose parameters lie in one vector, so that an equation for all of them is one operation in the code.
+
+    A loop over layers would spend its time in calling; and a function of one vector compiles into few loops.
+
+    Args:
+        network: its own parameters become views of the vector, and so stay what they are, also where it is saved.
+
+    Attributes:
+        theta: the parameters, (P,).
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.theta = nn.utils.parameters_to_vector(network.parameters()).detach()
+        nn.utils.vector_to_parameters(self.theta, network.parameters())
+        self.shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
+
+    def __call__(self, observations: Tensor, theta: Tensor | None = None) -> Any:
+        """What the network says of observations (..., D), with its own parameters or with others, (P,)."""
+        parts = (self.theta if theta is None else theta).split([shape.numel() for shape in self.shapes.values()])
+        views = {name: part.view(shape) for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)}
+        return torch.func.functional_call(self.network, views, observations)
+
+    def gradient(
+        self, function: Callable[[Any], tuple[Tensor, ...]], observations: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The gradient with respect to theta, (P,), of the first number of function(network(observations)).
+
+        Returns:
+            The gradient, and all that the function returned, without their graph.
+        """
+        with torch.enable_grad():
+            theta = self.theta.detach().requires_grad_()
+            numbers = function(self(observations, theta))
+            (gradient,) = torch.autograd.grad(numbers[0], theta)
+        return gradient, tuple(number.detach() for number in numbers)

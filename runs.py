@@ -273,7 +273,7 @@ class Run:
         self.timestep += len(rewards)
         self.returns += rewards
         self.lengths += 1
-        for i in np.flatnonzero(done):
+        for i in done.nonzero()[0]:
             row = [self.timestep, float(self.returns[i]), int(self.lengths[i]), round(self.wall_time, 3)]
             self.writers["episodes.csv"].writerow(row)
             for name, value in zip(EPISODE_COLUMNS, row, strict=True):
@@ -460,30 +460,41 @@ def commit() -> str | None:
     return head + "+" * bool(changed)
 
 
-COMPILE_PAYS_FROM = 20_000
-"""Steps of one update after which compiling it, some 20 s, has been won back."""
+def compile_methods(learner: object, *names: str) -> None:
+    """Put these methods of a learner under torch.compile.
 
-
-def compiled(function: Callable[..., torch.Tensor], wanted: bool, steps: int) -> Callable[..., torch.Tensor]:
-    """`function` under torch.compile, if it is `wanted` and will be called often enough; else as it is.
-
-    Where compiling fails, for want of a C++ compiler say, the function runs as it is, which is said once.
+    Each must be called with arguments of the same shapes and types every time, and what else it uses may change its
+    numbers but not its nature: that is not checked, since checking takes as long as the work. Where compiling fails,
+    for want of a C++ compiler say, a method runs as it was, which is said once.
     """
-    if not wanted or steps < COMPILE_PAYS_FROM:
-        return function
     torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad is a part of the graph
-    fast = torch.compile(function, fullgraph=True, options={"cpp_wrapper": True})
+    options = {
+        "cpp_wrapper": True,
+        "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
+        # Products of a vector and a matrix become loops, fused with all around them, not calls of a library.
+        "post_grad_fusion_options": {"decompose_mm_pass": {"cpu_max_first_dimension_decomposition": 64}},
+    }
 
-    def call(*args: torch.Tensor) -> torch.Tensor:
-        nonlocal fast
-        try:
-            return fast(*args)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            print(f"not compiled ({environments.first_line(error)}); running on without", file=sys.stderr)
-            fast = function
-            return function(*args)
+    def compiled(name: str) -> Callable[..., Any]:
+        method = getattr(learner, name)
+        fast = torch.compile(  # type: ignore[call-overload]  # whose overloads lack isolate_recompiles
+            method, fullgraph=True, dynamic=False, isolate_recompiles=True, options=options
+        )
 
-    return call
+        def call(*args: torch.Tensor) -> Any:
+            try:
+                return fast(*args)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                print(f"not compiled ({environments.first_line(error)}); running on without", file=sys.stderr)
+                for name in names:
+                    setattr(learner, name, methods[name])
+                return method(*args)
+
+        return call
+
+    methods = {name: getattr(learner, name) for name in names}
+    for name in names:
+        setattr(learner, name, compiled(name))
 
 
 # --- The trained policy ----------------------------------------------------------------------------------------------
@@ -501,27 +512,27 @@ class Policy:
     @torch.no_grad()
     def __call__(self, observations: np.ndarray, stochastic: bool = False) -> np.ndarray:
         """Actions for the environments, from observations (N, D): the mode of the policy, or a sample of it."""
-        distribution = self.actor(torch.as_tensor(self.normalizer(observations), device=self.device))
+        distribution = self.actor(self.normalizer(torch.as_tensor(observations, device=self.device)))
         actions = distribution.sample() if stochastic else distribution.mode
         return self.action_map(actions.cpu().numpy())
 
 
-def make_actor(config: RunConfig, observation_size: int, action_map: ActionMap) -> nn.Module:
+def make_actor(config: RunConfig, observation_size: int, action_map: ActionMap) -> GaussianActor | CategoricalActor:
     """A Gaussian actor for continuous actions, else a categorical one."""
     if action_map.continuous:
         limits = [config.mean_limit if bounded else math.inf for bounded in action_map.bounded]
-        return GaussianActor(observation_size, limits, config.hidden_sizes, config.activation)
-    return CategoricalActor(observation_size, action_map.nvec, config.hidden_sizes, config.activation)
+        return GaussianActor(observation_size, limits, config.hidden_sizes, config.activation).to(config.device)
+    return CategoricalActor(observation_size, action_map.nvec, config.hidden_sizes, config.activation).to(config.device)
 
 
 def load_policy(directory: Path) -> tuple[Policy, str]:
     """The policy of a finished or interrupted run, and the id of its environment."""
-    config, state = config_from(RunConfig, load_config(directory)), load_checkpoint(directory)
+    config, state = config_from(RunConfig, load_config(directory) | {"device": "cpu"}), load_checkpoint(directory)
     env = environments.make_env(config.env)
     observation_size = spaces.flatdim(env.observation_space)
     action_map = ActionMap(env.action_space)
     actor = make_actor(config, observation_size, action_map)
-    normalizer = ObservationNormalizer((observation_size,))
+    normalizer = ObservationNormalizer(observation_size)
     with fitting(directory):
         actor.load_state_dict(state["actor"])
         normalizer.load_state_dict(state["obs_normalizer"])

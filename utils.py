@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 
 class UsageError(ValueError):
@@ -40,107 +42,94 @@ def gae(
     return advantages, advantages + values
 
 
-class RunningMeanStd:
+class RunningMeanStd(nn.Module):
     """Mean and variance of all vectors seen so far, exact whatever the sizes and order of the batches.
 
     Source: Chan, Golub and LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
+
+    Args:
+        size: entries of a vector, D.
     """
 
-    def __init__(self, shape: tuple[int, ...] = ()) -> None:
-        self.mean = np.zeros(shape)
-        self.var = np.ones(shape)
-        self.count = 0
+    mean: Tensor
+    var: Tensor
+    count: Tensor
 
-    def update(self, batch: np.ndarray) -> None:
-        """Take in a batch of shape (B, *shape)."""
-        size = len(batch)
-        total = self.count + size
-        mean, var = (batch.mean(axis=0), batch.var(axis=0)) if size > 1 else (batch[0], 0.0)
-        delta = mean - self.mean
-        squares = self.var * self.count + var * size + delta**2 * (self.count * size / total)
-        self.mean = self.mean + delta * size / total
-        self.var = squares / total
-        self.count = total
+    def __init__(self, size: int = 1) -> None:
+        super().__init__()
+        # In double precision: after a million observations, one more moves the mean by less than a float can hold.
+        self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(size, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros(1, dtype=torch.float64))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and lists, which a checkpoint can hold without pickled code."""
-        return {"mean": self.mean.tolist(), "var": self.var.tolist(), "count": self.count}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.mean, self.var = np.array(state["mean"]), np.array(state["var"])
-        self.count = int(state["count"])
+    def update(self, batch: Tensor) -> None:
+        """Take in a batch of shape (B, D)."""
+        batch = batch.double()
+        total = self.count + len(batch)
+        delta = batch.mean(0) - self.mean
+        squares = self.var * self.count + (batch - batch.mean(0)).square().sum(0)
+        self.var.copy_((squares + delta.square() * (self.count * len(batch) / total)) / total)
+        self.mean.add_(delta * len(batch) / total)
+        self.count.copy_(total)
 
 
 class ObservationNormalizer(RunningMeanStd):
     """Brings each entry of an observation to mean 0 and variance 1 over all that was seen, clipped at 10."""
 
-    def __call__(self, observations: np.ndarray) -> np.ndarray:
+    def forward(self, observations: Tensor) -> Tensor:
         """Normalise observations (..., D); as they are, if none was ever seen. As float32, what the networks take."""
-        if self.count == 0:
-            return observations.astype(np.float32)
-        normalized = (observations - self.mean) / np.sqrt(self.var + 1e-8)
-        return normalized.clip(-10.0, 10.0).astype(np.float32)
+        normalized = ((observations - self.mean) / (self.var + 1e-8).sqrt()).clamp(-10.0, 10.0)
+        return torch.where(self.count > 0, normalized, observations).float()
 
 
-class RewardNormalizer:
+class RewardNormalizer(RunningMeanStd):
     """Divides rewards by the running standard deviation of the discounted return, so that values are near 1 in size.
 
     The mean stays: shifting rewards would change which policy is best where episodes can end early.
     Source: Engstrom et al. 2020, "Implementation matters in deep policy gradients", appendix A.2.
 
     Args:
-        num_envs: environments whose rewards arrive together.
+        num_envs: environments whose rewards arrive together, N.
         gamma: the discount of the return.
     """
 
+    returns: Tensor
+
     def __init__(self, num_envs: int, gamma: float) -> None:
+        super().__init__()
         self.gamma = gamma
-        self.returns = np.zeros(num_envs)
-        self.stats = RunningMeanStd()
+        self.register_buffer("returns", torch.zeros(num_envs, dtype=torch.float64))
 
-    def __call__(self, rewards: np.ndarray, done: np.ndarray) -> np.ndarray:
+    def forward(self, rewards: Tensor, done: Tensor) -> Tensor:
         """Take in the rewards of T steps (T, N), of which those `done` (T, N) ended an episode; return them scaled."""
-        returns = np.empty(rewards.shape)
-        for t in range(len(rewards)):
-            self.returns = self.returns * self.gamma + rewards[t]
-            returns[t] = self.returns
-            self.returns[done[t]] = 0.0
-        self.stats.update(returns.ravel())
-        scale = np.sqrt(self.stats.var) if self.stats.var > 0 else 1.0  # nothing to go by before returns differ
-        return np.clip(rewards / scale, -10.0, 10.0)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and lists, which a checkpoint can hold without pickled code."""
-        return {"returns": self.returns.tolist(), "stats": self.stats.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.returns = np.array(state["returns"])
-        self.stats.load_state_dict(state["stats"])
+        returns = []
+        for reward, goes_on in zip(rewards.double(), 1 - done, strict=True):
+            returns.append(torch.add(reward, self.returns, alpha=self.gamma))
+            self.returns.copy_(returns[-1] * goes_on)
+        self.update(torch.stack(returns).view(-1, 1))
+        scale = torch.where(self.var == 0, 1.0, self.var.sqrt())  # nothing to go by before returns differ
+        return (rewards / scale).clamp(-10.0, 10.0).float()
 
 
-class AdvantageNormalizer:
+class AdvantageNormalizer(nn.Module):
     """Centres each batch of advantages, and divides them by their running standard deviation.
 
     Divided by the batch's own, as is common, the advantages of a batch in which nothing happened would be blown up to
     the size of those of a discovery, and the noise in them would drive the actor.
     """
 
+    var: Tensor
     momentum = 0.95
 
     def __init__(self) -> None:
-        self.var: float | None = None
+        super().__init__()
+        self.register_buffer("var", torch.tensor(torch.nan))
 
-    def __call__(self, advantages: np.ndarray) -> np.ndarray:
+    def forward(self, advantages: Tensor) -> Tensor:
         """Take in a batch of advantages, of any shape, and return them normalised."""
-        var = float(advantages.var())
-        self.var = var if self.var is None else self.momentum * self.var + (1 - self.momentum) * var
-        return (advantages - advantages.mean()) / (self.var**0.5 + 1e-8)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"var": self.var}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.var = state["var"]
+        var = advantages.var(correction=0).to(self.var.dtype)
+        self.var.copy_(torch.where(self.var.isnan(), var, var.lerp(self.var, self.momentum)))
+        return (advantages - advantages.mean()) / (self.var.sqrt() + 1e-8)
 
 
 def explained_variance(values: np.ndarray, returns: np.ndarray) -> float:

@@ -1,5 +1,6 @@
 """The epoch update: where its gradient goes, and what becomes of a batch."""
 
+import copy
 import gc
 import weakref
 
@@ -13,7 +14,7 @@ import environments
 from environments import ActionMap
 from networks import CategoricalActor, Critic, GaussianActor
 from runs import Run
-from utils import AdvantageNormalizer
+from utils import AdvantageNormalizer, gae
 
 CONTINUOUS, DISCRETE = spaces.Box(-1, 1, (2,)), spaces.MultiDiscrete([2, 4])
 
@@ -41,7 +42,8 @@ def test_policy_gradient_equals_finite_differences(space, ent_coef):
     actor, *batch = actor_and_batch(space)
 
     def loss():
-        return epoch.policy_loss(actor, *batch, ent_coef)[0]
+        observations, actions, advantages = batch
+        return epoch.policy_loss(actor(observations), actions, advantages, ent_coef)[0]
 
     gradients = torch.autograd.grad(loss(), list(actor.parameters()))
     for parameter, gradient in zip(actor.parameters(), gradients, strict=True):
@@ -62,7 +64,7 @@ def test_policy_gradient_equals_finite_differences(space, ent_coef):
 def test_log_prob_is_the_density_of_the_distribution(space):
     """Against NumPy, written out; the Gaussian's is that of the sample before it is clipped."""
     actor, observations, actions, advantages = actor_and_batch(space)
-    loss, entropy = epoch.policy_loss(actor, observations, actions, advantages, 0.0)
+    loss, entropy = epoch.policy_loss(actor(observations), actions, advantages, 0.0)
     with torch.no_grad():
         if space is CONTINUOUS:
             z = (actions - actor(observations).mode) / actor.log_std.exp()
@@ -88,25 +90,65 @@ def learner_for(name="Pendulum-v0", **settings):
 @pytest.mark.parametrize("name", ["Pendulum-v0", "CartPole-v1"])
 def test_every_parameter_of_the_actor_moves_with_the_first_update(name, tmp_path):
     envs, learner = learner_for(name, run_dir=tmp_path / "run", img_dir=tmp_path)
-    before = {n: p.detach().clone() for n, p in learner.actor.named_parameters()}
+    before = {n: p.detach().clone() for n, p in learner.actor.network.named_parameters()}
     with Run(learner.config, learner.parts) as run:
         batch, _ = epoch.collect(envs, environments.reset_all(envs, 0), learner, run)
         learner.update(batch, 1.0)
-    for n, parameter in learner.actor.named_parameters():
+    for n, parameter in learner.actor.network.named_parameters():
         assert (parameter != before[n]).any(), n
 
 
 def test_batch_is_on_policy(tmp_path):
     """Played again with the policy that collected it, the batch gives the same actions: nothing has moved between."""
     envs, learner = learner_for(run_dir=tmp_path / "run", img_dir=tmp_path)
-    torch.manual_seed(3)
     with Run(learner.config, learner.parts) as run:
-        batch, _ = epoch.collect(envs, environments.reset_all(envs, 0), learner, run)
-    torch.manual_seed(3)
-    again = np.stack([learner.act(observations) for observations in batch.observations])
-    np.testing.assert_array_equal(batch.actions, again)
-    assert batch.observations.shape == (8, 4, 3)
-    np.testing.assert_allclose(batch.observations[1:], batch.next_observations[:-1], atol=1.0)
+        observations = environments.reset_all(envs, 0)
+        for seed in range(20):
+            torch.manual_seed(seed)
+            batch, observations = epoch.collect(envs, observations, learner, run)
+    torch.manual_seed(19)
+    policy = learner.actor.network
+    again = [policy.sample(policy(states), policy.noise(4)) for states in batch.states]
+    torch.testing.assert_close(batch.actions, torch.stack(again))
+    assert batch.states.shape == (8, 4, 3)
+    torch.testing.assert_close(batch.states[1:], batch.next_states[:-1], atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("lr_scale", [1.0, 0.3])
+def test_an_update_is_one_step_of_torchs_rmsprop_for_the_actor_and_several_for_the_critic(tmp_path, lr_scale):
+    """Against torch's own optimiser and gradient clipping, layer by layer, on a copy of both networks."""
+    envs, learner = learner_for("CartPole-v1", critic_updates=3, run_dir=tmp_path / "run", img_dir=tmp_path)
+    copies = [copy.deepcopy(network.network) for network in (learner.actor, learner.critic)]
+    rates = (learner.config.actor_lr * lr_scale, learner.config.critic_lr * lr_scale)
+    optimizers = [torch.optim.RMSprop(c.parameters(), lr=lr) for c, lr in zip(copies, rates, strict=True)]
+    actor, critic = copies
+    normalizer = AdvantageNormalizer()
+    with Run(learner.config, learner.parts) as run:
+        observations = environments.reset_all(envs, 0)
+        for _ in range(4):
+            batch, observations = epoch.collect(envs, observations, learner, run)
+            with torch.no_grad():
+                values, next_values = critic(batch.states), critic(batch.next_states)
+                advantages, returns = gae(
+                    batch.rewards, values, next_values, batch.terminated, batch.truncated, 0.99, 0.98
+                )
+                advantages = normalizer(advantages)
+            policy = actor(batch.states)
+            loss = -(policy.log_prob(batch.actions) * advantages).mean() - 0.01 * policy.entropy().mean()
+            norms = []
+            for network, optimizer, steps in zip(copies, optimizers, (1, 3), strict=True):
+                for _ in range(steps):
+                    if network is critic:
+                        loss = (critic(batch.states) - returns).square().mean()
+                    optimizer.zero_grad()
+                    loss.backward()
+                    norms.append(torch.nn.utils.clip_grad_norm_(network.parameters(), 0.5).item())
+                    optimizer.step()
+            metrics = learner.update(batch, lr_scale)
+            np.testing.assert_allclose((metrics["actor_grad_norm"], metrics["critic_grad_norm"]), norms[:2], rtol=1e-3)
+    for mine, reference in zip((learner.actor, learner.critic), copies, strict=True):
+        for a, b in zip(mine.network.parameters(), reference.parameters(), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
 
 def test_a_batch_gives_one_actor_step_and_is_gone_afterwards(tmp_path, monkeypatch):
@@ -127,12 +169,9 @@ def test_a_batch_gives_one_actor_step_and_is_gone_afterwards(tmp_path, monkeypat
 
     monkeypatch.setattr(epoch, "collect", watched_collect)
     monkeypatch.setattr(epoch.A2C, "update", watched_update)
-    run = epoch.train(config)
+    epoch.train(config)
     assert len(seen) == 5 * 6
     assert alive == [0] * 5
-    checkpoint = torch.load(run.directory / "checkpoint.pt", weights_only=True)
-    assert {state["step"].item() for state in checkpoint["actor_optimizer"]["state"].values()} == {5}
-    assert {state["step"].item() for state in checkpoint["critic_optimizer"]["state"].values()} == {15}
 
 
 def test_the_next_episode_does_not_change_what_is_learned_from_this_one(tmp_path, monkeypatch):
@@ -143,16 +182,17 @@ def test_the_next_episode_does_not_change_what_is_learned_from_this_one(tmp_path
         batch, observations = epoch.collect(envs, observations, learner, run)
         while not batch.terminated[:-1].any():
             batch, observations = epoch.collect(envs, observations, learner, run)
-    t, n = np.argwhere(batch.terminated[:-1])[0]
-    changed = batch.rewards.copy()
+    t, n = batch.terminated[:-1].nonzero()[0]
+    changed = batch.rewards.clone()
     changed[t + 1 :, n] += 50.0
     advantages = []
-    monkeypatch.setattr(learner, "advantage_normalizer", lambda a: advantages.append(a.copy()) or a)
-    monkeypatch.setattr(learner, "update_actor", lambda *a: {})
-    monkeypatch.setattr(learner, "update_critic", lambda *a: {})
+    monkeypatch.setattr(learner.advantage_normalizer, "forward", lambda a: advantages.append(a.clone()) or a)
+    nothing = torch.zeros(3)
+    monkeypatch.setattr(learner, "update_actor", lambda *a: nothing)
+    monkeypatch.setattr(learner, "update_critic", lambda *a: nothing[:2])
     for rewards in (batch.rewards, changed):
         learner.update(batch._replace(rewards=rewards), 1.0)
-    np.testing.assert_array_equal(advantages[0][: t + 1, n], advantages[1][: t + 1, n])
+    assert torch.equal(advantages[0][: t + 1, n], advantages[1][: t + 1, n])
     assert (advantages[0][t + 1 :, n] != advantages[1][t + 1 :, n]).all()
 
 
@@ -188,11 +228,26 @@ def test_advantages_are_divided_by_their_running_deviation():
     for scale in (1.0, 1e-3, 5.0):
         advantages = rng.normal(3.0, scale, (8, 4))
         var = advantages.var() if var is None else 0.95 * var + 0.05 * advantages.var()
-        np.testing.assert_allclose(normalizer(advantages), (advantages - advantages.mean()) / np.sqrt(var), rtol=1e-6)
+        expected = (advantages - advantages.mean()) / np.sqrt(var)
+        np.testing.assert_allclose(normalizer(torch.tensor(advantages)), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_choice_that_is_not_there_is_never_taken():
     actor = CategoricalActor(2, [2, 5], [8], "silu")
-    samples = actor(torch.randn(2000, 2)).sample()
+    samples = actor.sample(actor(torch.randn(2000, 2)), actor.noise(2000))
     assert samples[:, 0].max() == 1
     assert samples[:, 1].max() == 4
+
+
+@pytest.mark.parametrize("space", [CONTINUOUS, DISCRETE], ids=["gaussian", "categorical"])
+def test_samples_have_the_distribution_that_the_log_prob_is_of(space):
+    actor, observations, *_ = actor_and_batch(space, batch=1)
+    distribution, count = actor(observations), 40_000
+    samples = actor.sample(distribution, actor.noise(count))
+    assert samples.shape == (count, 2)
+    if space is CONTINUOUS:
+        torch.testing.assert_close(samples.mean(0), distribution.mean[0], atol=0.03, rtol=0)
+        torch.testing.assert_close(samples.std(0), distribution.stddev[0], atol=0.03, rtol=0.02)
+    else:
+        frequencies = torch.stack([(samples == choice).double().mean(0) for choice in range(4)], dim=1)
+        torch.testing.assert_close(frequencies, distribution.base_dist.probs[0], atol=0.01, rtol=0)

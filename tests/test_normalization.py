@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,35 +15,45 @@ def test_equals_numpy_however_the_data_is_cut(sizes, seed, offset):
     data = rng.normal(offset, 3.0, (sum(sizes), 4))
     batches = np.split(data, np.cumsum(sizes)[:-1])
     for order in (range(len(batches)), rng.permutation(len(batches))):
-        stats = RunningMeanStd((4,))
+        stats = RunningMeanStd(4)
         for i in order:
-            stats.update(batches[i])
+            stats.update(torch.tensor(batches[i]))
         assert stats.count == len(data)
         np.testing.assert_allclose(stats.mean, data.mean(axis=0), rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(stats.var, data.var(axis=0), rtol=1e-6, atol=1e-7)
 
 
 def test_observations_come_out_standardised_and_clipped():
-    data = np.random.default_rng(0).normal([5.0, -300.0], [0.1, 50.0], (1000, 2))
-    normalizer = ObservationNormalizer((2,))
-    np.testing.assert_array_equal(normalizer(data), data.astype(np.float32))  # nothing seen: nothing changed
+    data = torch.tensor(np.random.default_rng(0).normal([5.0, -300.0], [0.1, 50.0], (1000, 2)))
+    normalizer = ObservationNormalizer(2)
+    assert torch.equal(normalizer(data), data.float())  # nothing seen: nothing changed
     normalizer.update(data)
     normalized = normalizer(data)
-    assert normalized.dtype == np.float32
-    np.testing.assert_allclose(normalized.mean(axis=0), 0, atol=1e-5)
-    np.testing.assert_allclose(normalized.std(axis=0), 1, atol=1e-5)
-    np.testing.assert_array_equal(normalizer(np.array([[1e9, -1e9]])), [[10, -10]])
+    assert normalized.dtype == torch.float32
+    np.testing.assert_allclose(normalized.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(normalized.std(0, correction=0), 1, atol=1e-5)
+    np.testing.assert_array_equal(normalizer(torch.tensor([[1e9, -1e9]])), [[10, -10]])
 
 
 def test_statistics_survive_saving():
-    stats, copy = RunningMeanStd((3,)), RunningMeanStd((3,))
-    stats.update(np.random.default_rng(0).normal(size=(50, 3)))
+    stats, copy = RunningMeanStd(3), RunningMeanStd(3)
+    stats.update(torch.randn(50, 3))
     copy.load_state_dict(stats.state_dict())
-    more = np.random.default_rng(1).normal(size=(20, 3))
+    more = torch.randn(20, 3)
     stats.update(more)
     copy.update(more)
-    np.testing.assert_array_equal(stats.mean, copy.mean)
-    np.testing.assert_array_equal(stats.var, copy.var)
+    assert torch.equal(stats.mean, copy.mean)
+    assert torch.equal(stats.var, copy.var)
+
+
+def test_statistics_go_on_learning_after_many_millions():
+    """In single precision the mean would stand still: one part in 2e7 is less than a float can hold."""
+    stats = RunningMeanStd(1)
+    stats.count.fill_(2e7)
+    stats.mean.fill_(1.0)
+    for _ in range(100):
+        stats.update(torch.full((1, 1), 2.0))
+    np.testing.assert_allclose(stats.mean - 1, 100 / (2e7 + 100), rtol=1e-6)
 
 
 def test_rewards_are_divided_by_the_deviation_of_the_discounted_return():
@@ -54,10 +65,10 @@ def test_rewards_are_divided_by_the_deviation_of_the_discounted_return():
             current = current * gamma + r
             returns.append(current.copy())
             current[d] = 0.0
-        scaled = normalizer(rewards, done)
-        np.testing.assert_allclose(scaled, np.clip(rewards / np.std(returns), -10, 10))
+        scaled = normalizer(torch.tensor(rewards), torch.tensor(done, dtype=torch.float32))
+        np.testing.assert_allclose(scaled, np.clip(rewards / np.std(returns), -10, 10), rtol=1e-6)
 
 
 @pytest.mark.parametrize("reward", [0.0, -1.0])
 def test_the_first_rewards_of_one_environment_are_left_as_they_are(reward):
-    assert RewardNormalizer(1, 0.99)(np.array([[reward]]), np.array([[False]])) == reward
+    assert RewardNormalizer(1, 0.99)(torch.tensor([[reward]]), torch.tensor([[0.0]])) == reward

@@ -1,5 +1,6 @@
 """The step update: traces by hand, and nothing kept but them."""
 
+import copy
 import gc
 import weakref
 
@@ -7,10 +8,8 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from torch._inductor.utils import fresh_cache
 
 import a2c_algorithm_step_update as step
-import runs
 from environments import ActionMap
 
 
@@ -21,10 +20,10 @@ def learner_for(space=None, **settings):
 
 
 def transition(rng, space):
-    state, next_state = torch.tensor(rng.normal(size=(2, 1, 3)), dtype=torch.float32)
-    action = torch.tensor(rng.normal(size=(1, 2)), dtype=torch.float32)
+    state, next_state = torch.tensor(rng.normal(size=(2, 3)), dtype=torch.float32)
+    action = torch.tensor(rng.normal(size=2), dtype=torch.float32)
     if isinstance(space, spaces.Discrete):
-        action = torch.tensor(rng.integers(0, 3, (1, 1)))
+        action = torch.tensor(rng.integers(0, 3, 1))
     return state, action, next_state, torch.tensor(rng.normal(), dtype=torch.float32)
 
 
@@ -34,20 +33,23 @@ def test_updates_equal_the_equations_written_out(trace_lambda, space):
     """Five transitions, an episode's end among them, against the recursion in plain autograd, trace by trace."""
     gamma = 0.9
     learner = learner_for(space, gamma=gamma, trace_lambda=trace_lambda, actor_lr=1e-2, critic_lr=2e-2)
-    copy = learner_for(space, gamma=gamma, trace_lambda=trace_lambda)  # the same weights: the same seed
-    nets = {"critic": (copy.critic, 2e-2), "actor": (copy.actor, 1e-2)}
+    nets = {
+        "critic": (copy.deepcopy(learner.critic.network), 2e-2),
+        "actor": (copy.deepcopy(learner.actor.network), 1e-2),
+    }
+    critic, actor = nets["critic"][0], nets["actor"][0]
     traces = {name: [torch.zeros_like(p) for p in net.parameters()] for name, (net, _) in nets.items()}
     squares = {name: [torch.zeros_like(p) for p in net.parameters()] for name, (net, _) in nets.items()}
     rng = np.random.default_rng(0)
     for t in range(1, 6):
         state, action, next_state, reward = transition(rng, space)
         terminated = torch.tensor(float(t == 3))
-        value, log_prob = copy.critic(state), copy.actor(state).log_prob(action)
-        next_value = 0.0 if t == 3 else copy.critic(next_state).item()
+        value, log_prob = critic(state), actor(state).log_prob(action)
+        next_value = 0.0 if t == 3 else critic(next_state).item()
         delta = reward.item() + gamma * next_value - value.item()
         gradients = {
-            "critic": torch.autograd.grad(value.sum(), list(copy.critic.parameters())),
-            "actor": torch.autograd.grad(log_prob.sum(), list(copy.actor.parameters())),
+            "critic": torch.autograd.grad(value, list(critic.parameters())),
+            "actor": torch.autograd.grad(log_prob, list(actor.parameters())),
         }
         for name, (net, lr) in nets.items():
             for i, parameter in enumerate(net.parameters()):
@@ -63,7 +65,7 @@ def test_updates_equal_the_equations_written_out(trace_lambda, space):
             for name in nets:
                 traces[name] = [torch.zeros_like(trace) for trace in traces[name]]
     for own, (net, _) in ((learner.critic, nets["critic"]), (learner.actor, nets["actor"])):
-        for a, b in zip(own.parameters(), net.parameters(), strict=True):
+        for a, b in zip(own.network.parameters(), net.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
@@ -72,11 +74,10 @@ def test_lambda_0_keeps_nothing_of_the_transition_before():
     rng = np.random.default_rng(0)
     for _ in range(3):
         state, action, next_state, reward = transition(rng, spaces.Box(-1, 1, (2,)))
-        value = learner.critic(state)
-        gradients = torch.autograd.grad(value.sum(), list(learner.critic.parameters()))
+        network = learner.critic.network
+        gradients = torch.autograd.grad(network(state), list(network.parameters()))
         learner.update(state, action, next_state, reward, torch.tensor(0.0), torch.tensor(1.0))
-        for trace, gradient in zip(learner.critic_optimizer.traces, gradients, strict=True):
-            torch.testing.assert_close(trace, gradient)
+        torch.testing.assert_close(learner.critic_optimizer.trace, torch.cat([g.flatten() for g in gradients]))
 
 
 def test_a_truncated_state_still_has_its_value():
@@ -85,16 +86,38 @@ def test_a_truncated_state_still_has_its_value():
     state, action, next_state, reward = transition(rng, spaces.Box(-1, 1, (2,)))
     for terminated in (0.0, 1.0):
         learner = learner_for(gamma=0.9)
-        with torch.no_grad():
-            expected = reward + 0.9 * learner.critic(next_state) * (1 - terminated) - learner.critic(state)
+        expected = reward + 0.9 * learner.critic(next_state) * (1 - terminated) - learner.critic(state)
         delta = learner.update(state, action, next_state, reward, torch.tensor(terminated), torch.tensor(1.0))[0]
-        torch.testing.assert_close(delta, expected[0])
+        torch.testing.assert_close(delta, expected)
+
+
+def test_a_timestep_is_see_scale_update_and_act_in_this_order():
+    """`learn_and_act`, on three transitions, against its parts by hand; the reward's scale is NumPy's."""
+    learner, parts = learner_for(), learner_for()
+    rng, returns, total = np.random.default_rng(0), [], 0.0
+    state = parts_state = learner.see(torch.zeros(3))
+    parts.see(torch.zeros(3))
+    action = parts_action = torch.zeros(2)
+    for truncated in (0.0, 1.0, 0.0):
+        observation = torch.tensor(rng.normal(size=3), dtype=torch.float32)
+        reward, noise = float(rng.normal()), torch.tensor(rng.normal(size=2), dtype=torch.float32)
+        scalars = torch.tensor([reward, 0.0, truncated, 0.5])
+        state, action, numbers = learner.learn_and_act(state, action, observation, scalars, noise)
+        total = total * 0.99 + reward
+        returns.append(total)
+        total *= 1 - truncated
+        scaled = torch.tensor(reward / (np.std(returns) or 1.0), dtype=torch.float32)
+        next_state = parts.see(observation)
+        expected = parts.update(parts_state, parts_action, next_state, scaled, torch.tensor(0.0), torch.tensor(0.5))
+        parts_state, parts_action = next_state, parts.act(next_state, noise)
+        torch.testing.assert_close(numbers, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(action, parts_action, rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_of_a_transition_is_kept(tmp_path, monkeypatch):
     """Every tensor that an update is given is gone two steps later: s' is the next s, and no longer."""
     config = step.Config(total_timesteps=450, run_dir=tmp_path / "run", img_dir=tmp_path)
-    given, update = [], step.A2C.update
+    given, update = [], step.A2C.learn_and_act
 
     def watched_update(self, *args):
         given.append([weakref.ref(argument) for argument in args])
@@ -103,42 +126,6 @@ def test_nothing_of_a_transition_is_kept(tmp_path, monkeypatch):
             assert not any(reference() is not None for references in given[:-2] for reference in references)
         return update(self, *args)
 
-    monkeypatch.setattr(step.A2C, "update", watched_update)
+    monkeypatch.setattr(step.A2C, "learn_and_act", watched_update)
     step.train(config)
     assert len(given) == 450
-
-
-def play(learner, update, steps=20):
-    rng, numbers = np.random.default_rng(0), []
-    for _ in range(steps):
-        state, action, next_state, reward = transition(rng, spaces.Box(-1, 1, (2,)))
-        numbers.append(update(state, action, next_state, reward, torch.tensor(0.0), torch.tensor(0.7)).numpy())
-    return np.array(numbers), [parameter.detach().clone() for parameter in learner.actor.parameters()]
-
-
-def test_compiled_and_eager_give_the_same_numbers():
-    eager, fast = learner_for(), learner_for()
-    numbers, parameters = play(eager, eager.update)
-    fast_numbers, fast_parameters = play(fast, runs.compiled(fast.update, True, 10**6))
-    np.testing.assert_allclose(numbers, fast_numbers, atol=1e-5)
-    for a, b in zip(parameters, fast_parameters, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
-
-
-def test_without_a_compiler_it_says_so_once_and_runs_on(monkeypatch, capsys):
-    eager, fallen_back = learner_for(), learner_for()
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
-    torch.compiler.reset()
-    with fresh_cache():
-        numbers, _ = play(fallen_back, runs.compiled(fallen_back.update, True, 10**6))
-    np.testing.assert_array_equal(numbers, play(eager, eager.update)[0])
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("not compiled (")
-
-
-def test_a_short_run_is_not_compiled():
-    def function():
-        raise NotImplementedError
-
-    assert runs.compiled(function, True, 1000) is function
-    assert runs.compiled(function, False, 10**6) is function

@@ -1,0 +1,88 @@
+"""Compiled and eager give the same numbers, and without a compiler a run goes on."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch._inductor.utils import fresh_cache
+
+import a2c_algorithm_epoch_update as epoch
+import a2c_algorithm_step_update as step
+import runs
+from environments import ActionMap
+from networks import FlatNetwork
+
+CONTINUOUS, DISCRETE = spaces.Box(-1, 1, (2,)), spaces.MultiDiscrete([2, 4])
+METHODS = {step: ["learn_and_act"], epoch: ["act", "update_actor", "update_critic"]}
+
+
+def learner_for(script, space):
+    torch.manual_seed(0)
+    return script.A2C(script.Config(hidden_sizes=(6, 5)), 3, ActionMap(space))
+
+
+def play(learner, updates=20):
+    """Everything that the learner's compiled methods return, and its parameters after that."""
+    rng, numbers = torch.Generator().manual_seed(0), []
+    torch.manual_seed(1)
+    if isinstance(learner, step.A2C):
+        state = torch.randn(3, generator=rng)
+        action = learner.act(state, learner.noise())
+        for _ in range(updates):
+            observation, scalars = torch.randn(3, generator=rng), torch.tensor([-1.0, 0.0, 0.0, 0.7])
+            state, action, metrics = learner.learn_and_act(state, action, observation, scalars, learner.noise())
+            numbers += [state, action, metrics]
+    else:
+        for _ in range(updates):
+            states, actions = learner.act(torch.randn(8, 3, generator=rng), learner.noise(8))
+            advantages, returns = torch.randn(2, 8, generator=rng)
+            numbers += [states, actions, *learner.update_actor(states, actions, advantages, torch.tensor(0.7))]
+            numbers += learner.update_critic(states, returns, torch.tensor(0.7))
+    networks = [network for network in vars(learner).values() if isinstance(network, FlatNetwork)]
+    return numbers + [network.theta for network in networks]
+
+
+@pytest.mark.parametrize("space", [CONTINUOUS, DISCRETE], ids=["gaussian", "categorical"])
+@pytest.mark.parametrize("script", [step, epoch], ids=["step", "epoch"])
+def test_compiled_and_eager_give_the_same_numbers(script, space, monkeypatch, capsys):
+    eager, fast = learner_for(script, space), learner_for(script, space)
+    runs.compile_methods(fast, *METHODS[script])
+    for expected, number in zip(play(eager), play(fast), strict=True):
+        torch.testing.assert_close(number, expected, atol=1e-5, rtol=1e-5)
+    assert capsys.readouterr().err == ""
+
+
+def test_two_compiled_learners_do_not_meet():
+    """Nothing guards compiled code against another learner's arguments, so that each must have its own."""
+    learners = [learner_for(step, CONTINUOUS), learner_for(step, DISCRETE), learner_for(step, CONTINUOUS)]
+    learners[2].critic.theta.add_(1.0)
+    expected = [play(learner) for learner in (learner_for(step, CONTINUOUS), learner_for(step, DISCRETE))]
+    for learner in learners:
+        runs.compile_methods(learner, "learn_and_act")
+    for learner, numbers in zip(learners, expected, strict=False):
+        for a, b in zip(play(learner), numbers, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    assert (play(learners[2])[-1] - expected[0][-1]).abs().max() > 1e-3
+
+
+def test_without_a_compiler_it_says_so_once_and_runs_on(monkeypatch, capsys):
+    eager, fallen_back = learner_for(epoch, CONTINUOUS), learner_for(epoch, CONTINUOUS)
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    runs.compile_methods(fallen_back, *METHODS[epoch])
+    with fresh_cache():
+        numbers = play(fallen_back)
+    for a, b in zip(numbers, play(eager), strict=True):
+        np.testing.assert_array_equal(a, b)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("not compiled (")
+
+
+@pytest.mark.parametrize("script", [step, epoch], ids=["step", "epoch"])
+def test_only_a_long_run_is_compiled(script, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(runs, "compile_methods", lambda learner, *names: compiled.append(names))
+    for settings in ({"total_timesteps": 5000}, {"compile": False}):
+        script.A2C(script.Config(**{"total_timesteps": 10**6} | settings), 3, ActionMap(CONTINUOUS))
+    assert not compiled
+    script.A2C(script.Config(total_timesteps=10**6), 3, ActionMap(CONTINUOUS))
+    assert compiled == [tuple(METHODS[script])]
