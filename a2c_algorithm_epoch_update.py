@@ -243,18 +243,17 @@ def collect(envs: VectorEnv, observations: np.ndarray, learner: A2C, run: Run) -
             rewards = rewards + environments.shaping_reward(
                 learner.potential, observations, next_observations, terminated, config.gamma
             )
-        decisions.append((states, actions))
-        outcomes.append((rewards, next_observations, terminated, truncated))
+        # By the statistics of now, not of the batch's end: the critic must see s' as it will see it again as s.
+        next_states = learner.obs_normalizer(learner.tensor(next_observations))
+        decisions.append((states, actions, next_states))
+        outcomes.append((rewards, terminated, truncated))
         observations = next_observations
         if done.any():
             observations, _ = envs.reset(options={"reset_mask": done})
-    states, actions = map(torch.stack, zip(*decisions, strict=True))
-    rewards, next_observations, terminated, truncated = (
-        learner.tensor(np.stack(arrays)) for arrays in zip(*outcomes, strict=True)
-    )
+    states, actions, next_states = map(torch.stack, zip(*decisions, strict=True))
+    rewards, terminated, truncated = (learner.tensor(np.stack(arrays)) for arrays in zip(*outcomes, strict=True))
     if config.reward_norm:
         rewards = learner.reward_normalizer(rewards, torch.maximum(terminated, truncated))
-    next_states = learner.obs_normalizer(next_observations)
     return Batch(states, actions, rewards, next_states, terminated, truncated), observations
 
 
