@@ -9,7 +9,7 @@ with neural networks on a stream: normalised observations, scaled rewards and la
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ import runs
 from environments import ActionMap, EnvFn
 from networks import Critic, FlatNetwork
 from runs import Run
-from utils import ObservationNormalizer, RewardNormalizer, explained_variance
+from utils import ObservationNormalizer, RewardNormalizer, explained_variance, to_tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,10 +129,6 @@ class A2C:
         if config.compile and config.total_timesteps >= COMPILE_PAYS_FROM:
             runs.compile_methods(self, "learn_and_act")
 
-    def tensor(self, numbers: Any) -> Tensor:
-        """Numbers from the environment, as a tensor of one type, whatever theirs, on the networks' device."""
-        return torch.from_numpy(np.array(numbers, dtype=np.float32)).to(self.config.device)
-
     def see(self, observation: Tensor) -> Tensor:
         """Take a new observation (D,) into the statistics, and normalise it by them."""
         if self.config.obs_norm:
@@ -237,7 +233,7 @@ def train(config: Config, env_fn: EnvFn | None = None) -> Run:
                 learner.end_episode()
                 observation, _ = env.reset(seed=seed)
                 run.check_finite("an observation", observation)
-                state = learner.see(learner.tensor(observation))
+                state = learner.see(to_tensor(observation, config.device))
                 action = learner.act(state, learner.noise())
                 seed = None
             lr_scale = 1.0 - run.progress
@@ -251,7 +247,11 @@ def train(config: Config, env_fn: EnvFn | None = None) -> Run:
                 reward = float(reward) + shaping.item()
             scalars = [reward, terminated, truncated, lr_scale]
             state, action, numbers = learner.learn_and_act(
-                state, action, learner.tensor(next_observation), learner.tensor(scalars), learner.noise()
+                state,
+                action,
+                to_tensor(next_observation, config.device),
+                to_tensor(scalars, config.device),
+                learner.noise(),
             )
             log.append(numbers.tolist())
             if not math.isfinite(log[-1][0]):

@@ -13,6 +13,11 @@ class UsageError(ValueError):
     """A person's mistake: its one line names the flag or file, what is wrong and what would be right."""
 
 
+def to_tensor(numbers: Any, device: str) -> Tensor:
+    """Numbers from an environment as a tensor of one type, whatever theirs, for the networks."""
+    return torch.from_numpy(np.array(numbers, dtype=np.float32)).to(device)
+
+
 def gae(
     rewards: Any, values: Any, next_values: Any, terminated: Any, truncated: Any, gamma: float, gae_lambda: float
 ) -> tuple[Any, Any]:
