@@ -184,7 +184,6 @@ class Run:
         self.parts = parts
         self.timestep = 0
         self.exit_status = 0
-        self.episodes: dict[str, list[float]] = {name: [] for name in EPISODE_COLUMNS}
         self.recent_returns: deque[float] = deque(maxlen=20)
         self.elapsed_before = 0.0
         self.next_report = 0
@@ -276,8 +275,6 @@ class Run:
         for i in done.nonzero()[0]:
             row = [self.timestep, float(self.returns[i]), int(self.lengths[i]), round(self.wall_time, 3)]
             self.writers["episodes.csv"].writerow(row)
-            for name, value in zip(EPISODE_COLUMNS, row, strict=True):
-                self.episodes[name].append(value)
             self.recent_returns.append(row[1])
             self._add_event({"charts/episodic_return": row[1], "charts/episodic_length": row[2]})
             self.returns[i] = self.lengths[i] = 0
@@ -363,8 +360,6 @@ class Run:
                 raise UsageError(f"{self.directory / name} cannot be read: {environments.first_line(error)}") from error
             lines = "".join(",".join(row) + "\n" for row in [columns, *rows])
             write_atomically(self.directory / name, lines.encode())
-            if name == "episodes.csv":
-                self.episodes = {name: [float(row[i]) for row in rows] for i, name in enumerate(columns)}
         print(f"resumed at timestep {self.timestep}; the environments start new episodes")
 
     def _interrupt(self, number: int, frame: Any) -> None:
@@ -382,12 +377,15 @@ class Run:
 
     def _plot(self) -> None:
         title = f"A2C, {self.config.script} update: {self.env_name}, seed {self.config.seed}"
-        for path in (self.directory / "reward.png", self.image_path):
-            try:
-                plot_returns(path, self.episodes["timestep"], self.episodes["return"], title)
-            except OSError as error:
-                what = f"the run in {self.directory} is whole, but {path} cannot be written: {error.strerror}"
-                raise TrainingError(what) from error
+        try:
+            with (self.directory / "episodes.csv").open(newline="") as file:
+                episodes = [(int(row["timestep"]), float(row["return"])) for row in csv.DictReader(file)]
+            timesteps, returns = [timestep for timestep, _ in episodes], [value for _, value in episodes]
+            for path in (self.directory / "reward.png", self.image_path):
+                plot_returns(path, timesteps, returns, title)
+        except OSError as error:
+            what = f"the plot cannot be drawn: {error.filename}: {error.strerror}"
+            raise TrainingError(f"{what}; the rest of the run is in {self.directory}") from error
 
 
 def check_writable(flag: str, directory: Path) -> None:
@@ -478,7 +476,7 @@ def compile_methods(learner: object, *names: str) -> None:
     def compiled(name: str) -> Callable[..., Any]:
         method = getattr(learner, name)
         fast = torch.compile(  # type: ignore[call-overload]  # whose overloads lack isolate_recompiles
-            method, fullgraph=True, dynamic=False, isolate_recompiles=True, options=options
+            method, fullgraph=True, isolate_recompiles=True, options=options
         )
 
         def call(*args: torch.Tensor) -> Any:
