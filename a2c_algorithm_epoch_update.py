@@ -144,7 +144,7 @@ class A2C:
         }
         self.potential = environments.load_potential(config.reward_shaping, config.env)
         if config.compile and config.total_timesteps >= COMPILE_PAYS_FROM:
-            runs.compile_methods(self, "act", "update_actor", "update_critic")
+            runs.compile_methods(self, "act", "values", "update_actor", "update_critic")
 
     @torch.no_grad()
     def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,10 +166,10 @@ class A2C:
             The metrics of `runs.METRICS`.
         """
         config = self.config
-        values, next_values = self.critic(batch.states), self.critic(batch.next_states)
-        # In NumPy, where an operation on a row costs less than in torch.
-        transitions = (batch.rewards, values, next_values, batch.terminated, batch.truncated)
-        rewards, values, next_values, terminated, truncated = (tensor.cpu().numpy() for tensor in transitions)
+        # GAE in NumPy, where an operation on a row costs less than in torch.
+        outcome = (batch.rewards, batch.terminated, batch.truncated)
+        rewards, terminated, truncated = (tensor.cpu().numpy() for tensor in outcome)
+        values, next_values = (tensor.cpu().numpy() for tensor in self.values(batch.states, batch.next_states))
         advantages, returns = gae(rewards, values, next_values, terminated, truncated, config.gamma, config.gae_lambda)
         targets, scale = to_tensor(returns, config.device), to_tensor(lr_scale, config.device)
         # The actor's gradient is that of the policy which collected the batch: it may take one step with it. The
@@ -186,6 +186,11 @@ class A2C:
             "actor_grad_norm": actor_norm.item(),
             "critic_grad_norm": critic_norm.item(),
         }
+
+    @torch.no_grad()
+    def values(self, states: Tensor, next_states: Tensor) -> tuple[Tensor, Tensor]:
+        """V(s) and V(s'), (T, N) each, of states (T, N, D)."""
+        return self.critic(states), self.critic(next_states)
 
     @torch.no_grad()
     def update_actor(

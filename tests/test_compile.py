@@ -13,7 +13,7 @@ from environments import ActionMap
 from networks import FlatNetwork
 
 CONTINUOUS, DISCRETE = spaces.Box(-1, 1, (2,)), spaces.MultiDiscrete([2, 4])
-METHODS = {step: ["learn_and_act"], epoch: ["act", "update_actor", "update_critic"]}
+METHODS = {step: ["learn_and_act"], epoch: ["act", "values", "update_actor", "update_critic"]}
 
 
 def learner_for(script, space):
@@ -38,6 +38,7 @@ def play(learner, updates=20):
             advantages, returns = torch.randn(2, 8, generator=rng)
             numbers += [states, actions, *learner.update_actor(states, actions, advantages, torch.tensor(0.7))]
             numbers += learner.update_critic(states, returns, torch.tensor(0.7))
+            numbers += learner.values(states, states + 1)
     networks = [network for network in vars(learner).values() if isinstance(network, FlatNetwork)]
     return numbers + [network.theta for network in networks]
 
