@@ -193,7 +193,7 @@ LIBRARIES: dict[str, Measure] = {
 PEERS = ["Stable-Baselines3", "Tianshou", "TorchRL"]
 # Environments, steps a batch, and the timesteps that each library is timed over: some seconds each.
 CASES: dict[str, tuple[int, int, dict[str, int]]] = {
-    "1 x 1": (1, 1, {"step update": 40_000, **dict.fromkeys(PEERS, 2_000), "SyncVectorEnv alone": 50_000}),
+    "1 x 1": (1, 1, {"step update": 40_000, **dict.fromkeys(PEERS, 1_500), "SyncVectorEnv alone": 50_000}),
     "8 x 8": (8, 8, {"epoch update": 500_000, **dict.fromkeys(PEERS, 20_000), "SyncVectorEnv alone": 100_000}),
     "16 x 32": (
         16,
