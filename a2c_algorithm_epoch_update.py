@@ -147,12 +147,17 @@ class A2C:
             runs.compile_methods(self, "act", "values", "update_actor", "update_critic")
 
     @torch.no_grad()
-    def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Take observations (N, D) into the statistics, normalise them by these, and sample actions (N, A) there."""
+    def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Take observations (N, D) into the statistics, normalise them by these, and sample actions (N, A) there.
+
+        Returns:
+            The normalised observations, the actions, and the mean and variance as they are now, (D,).
+        """
+        normalizer = self.obs_normalizer
         if self.config.obs_norm:
-            self.obs_normalizer.update(observations)
-        states = self.obs_normalizer(observations)
-        return states, self.sample(self.actor(states), noise)
+            normalizer.update(observations)
+        states = normalizer(observations)
+        return states, self.sample(self.actor(states), noise), normalizer.mean.clone(), normalizer.var.clone()
 
     @torch.no_grad()
     def update(self, batch: Batch, lr_scale: float) -> dict[str, float]:
@@ -235,8 +240,9 @@ def collect(envs: VectorEnv, observations: np.ndarray, learner: A2C, run: Run) -
     """
     config, decisions, outcomes = learner.config, [], []
     for _ in range(config.sample_size // config.num_envs):
-        states, actions = learner.act(to_tensor(observations, config.device), learner.noise(config.num_envs))
-        next_observations, rewards, terminated, truncated, _ = envs.step(learner.action_map(actions.cpu().numpy()))
+        decisions.append(learner.act(to_tensor(observations, config.device), learner.noise(config.num_envs)))
+        actions = decisions[-1][1].cpu().numpy()
+        next_observations, rewards, terminated, truncated, _ = envs.step(learner.action_map(actions))
         done = terminated | truncated
         run.log_rewards(rewards, done)  # the environment's own, before anything is done to them
         run.check_finite("an observation", next_observations)
@@ -245,18 +251,19 @@ def collect(envs: VectorEnv, observations: np.ndarray, learner: A2C, run: Run) -
             rewards = rewards + environments.shaping_reward(
                 learner.potential, observations, next_observations, terminated, config.gamma
             )
-        # By the statistics of now, not of the batch's end: the critic must see s' as it will see it again as s.
-        next_states = learner.obs_normalizer(to_tensor(next_observations, config.device))
-        decisions.append((states, actions, next_states))
-        outcomes.append((rewards, terminated, truncated))
+        outcomes.append((next_observations, rewards, terminated, truncated))
         observations = next_observations
         if done.any():
             observations, _ = envs.reset(options={"reset_mask": done})
-    states, actions, next_states = map(torch.stack, zip(*decisions, strict=True))
-    rewards, terminated, truncated = (to_tensor(arrays, config.device) for arrays in zip(*outcomes, strict=True))
+    states, acted, means, variances = map(torch.stack, zip(*decisions, strict=True))
+    reached, rewards, terminated, truncated = (
+        to_tensor(arrays, config.device) for arrays in zip(*outcomes, strict=True)
+    )
+    # Not by the statistics of the batch's end: the critic must see s' as it sees it again as s.
+    next_states = learner.obs_normalizer.normalize(reached, means[:, None], variances[:, None])
     if config.reward_norm:
         rewards = learner.reward_normalizer(rewards, torch.maximum(terminated, truncated))
-    return Batch(states, actions, rewards, next_states, terminated, truncated), observations
+    return Batch(states, acted, rewards, next_states, terminated, truncated), observations
 
 
 def train(config: Config, env_fn: EnvFn | None = None) -> Run:

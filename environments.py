@@ -209,7 +209,7 @@ class PendulumV0VectorEnv(VectorEnv):
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         over = self.elapsed >= self.max_episode_steps
-        self.state, rewards = pendulum_v0_dynamics(self.state, np.clip(actions[:, 0], -2.0, 2.0))
+        self.state, rewards = pendulum_v0_dynamics(self.state, np.minimum(np.maximum(actions[:, 0], -2.0), 2.0))
         self.elapsed += 1
         if self.autoreset_mode is AutoresetMode.NEXT_STEP and over.any():
             self.reset(options={"reset_mask": over})
@@ -217,8 +217,10 @@ class PendulumV0VectorEnv(VectorEnv):
         return self._observe(), rewards, np.zeros_like(over), self.elapsed >= self.max_episode_steps, {}
 
     def _observe(self) -> np.ndarray:
-        angle, speed = self.state
-        return np.stack([np.cos(angle), np.sin(angle), speed], axis=1).astype(np.float32)
+        observations = np.empty((self.num_envs, 3), dtype=np.float32)
+        angle, observations[:, 2] = self.state
+        observations[:, 0], observations[:, 1] = np.cos(angle), np.sin(angle)
+        return observations
 
 
 def pendulum_v0_dynamics(state: np.ndarray, torque: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
@@ -235,7 +237,7 @@ def pendulum_v0_dynamics(state: np.ndarray, torque: np.ndarray | float) -> tuple
     torque = np.asarray(torque, dtype=np.float64)
     reward = -(angle_normalize(angle) ** 2 + 0.1 * speed**2 + 0.001 * torque**2)
     speed = speed + (15.0 * np.sin(angle) + 3.0 * torque) * 0.05
-    return np.stack([angle + speed * 0.05, np.clip(speed, -8.0, 8.0)]), reward
+    return np.array([angle + speed * 0.05, np.minimum(np.maximum(speed, -8.0), 8.0)]), reward
 
 
 gym.register(

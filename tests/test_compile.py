@@ -34,9 +34,14 @@ def play(learner, updates=20):
             numbers += [state, action, metrics]
     else:
         for _ in range(updates):
-            states, actions = learner.act(torch.randn(8, 3, generator=rng), learner.noise(8))
+            states, actions, *statistics = learner.act(torch.randn(8, 3, generator=rng), learner.noise(8))
             advantages, returns = torch.randn(2, 8, generator=rng)
-            numbers += [states, actions, *learner.update_actor(states, actions, advantages, torch.tensor(0.7))]
+            numbers += [
+                states,
+                actions,
+                *statistics,
+                *learner.update_actor(states, actions, advantages, torch.tensor(0.7)),
+            ]
             numbers += learner.update_critic(states, returns, torch.tensor(0.7))
             numbers += learner.values(states, states + 1)
     networks = [network for network in vars(learner).values() if isinstance(network, FlatNetwork)]

@@ -114,12 +114,18 @@ def test_batch_is_on_policy(tmp_path):
 def test_a_transitions_two_states_are_normalised_by_the_same_statistics(tmp_path, monkeypatch):
     """By newer ones at a batch's end, V(s') and V(s) would differ where s' is s, which costs much of the return."""
     envs, learner = learner_for(run_dir=tmp_path / "run", img_dir=tmp_path)
-    normalizer, seen = learner.obs_normalizer, []
-    forward = normalizer.forward
-    monkeypatch.setattr(normalizer, "forward", lambda x: seen.append((int(normalizer.count), *x.shape)) or forward(x))
+    seen, reached, step = [], [], envs.step
+    monkeypatch.setattr(envs, "step", lambda actions: reached.append(step(actions)) or reached[-1])
     with Run(learner.config, learner.parts) as run:
-        epoch.collect(envs, environments.reset_all(envs, 0), learner, run)
-    assert seen == [(4 * t, 4, 3) for t in range(1, 9) for _ in range(2)]
+        observations = environments.reset_all(envs, 0)
+        batch, _ = epoch.collect(envs, observations, learner, run)
+    for t, (next_observations, *_) in enumerate(reached):
+        seen.append(observations)
+        data = np.concatenate(seen).astype(np.float64)
+        for states, raw in ((batch.states, observations), (batch.next_states, next_observations)):
+            expected = np.clip((raw - data.mean(0)) / np.sqrt(data.var(0) + 1e-8), -10, 10)
+            np.testing.assert_allclose(states[t], expected, rtol=1e-4, atol=1e-4)
+        observations = next_observations
 
 
 @pytest.mark.parametrize("lr_scale", [1.0, 0.3])
