@@ -21,7 +21,7 @@ import runs
 from environments import ActionMap, EnvFn
 from networks import Critic, FlatNetwork
 from runs import Run
-from utils import AdvantageNormalizer, ObservationNormalizer, RewardNormalizer, explained_variance, gae, to_tensor
+from utils import AdvantageNormalizer, ObservationNormalizer, RewardNormalizer, explained_variance, gae, hold, to_tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,8 @@ class Config(runs.RunConfig):
     """Gradient steps of the critic on each batch; the actor always takes one."""
     ent_coef: float = 0.01
     """Weight of the entropy bonus in the actor's loss."""
+    noise_hold: float = 0.5
+    """For choices among actions: probability that a step has the noise of the step before; falls linearly to 0."""
     max_grad_norm: float = 0.5
     """Norm to which gradients are clipped, the actor's and the critic's each."""
     obs_norm: bool = True
@@ -59,7 +61,7 @@ class Config(runs.RunConfig):
         super().validate()
         for name in ("num_envs", "sample_size", "critic_updates", "actor_lr", "critic_lr", "max_grad_norm"):
             runs.check(self, name, getattr(self, name) > 0, "must be greater than 0")
-        for name in ("gamma", "gae_lambda"):
+        for name in ("gamma", "gae_lambda", "noise_hold"):
             runs.check(self, name, 0 <= getattr(self, name) <= 1, "must be between 0 and 1")
         runs.check(self, "ent_coef", self.ent_coef >= 0, "must not be negative")
         whole = self.sample_size % self.num_envs == 0
@@ -73,14 +75,14 @@ COMPILE_PAYS_FROM = 500_000
 class Batch(NamedTuple):
     """Transitions of T steps in N environments, in the order in which they happened."""
 
-    states: Tensor
-    """s, normalised, (T, N, D)."""
+    observations: Tensor
+    """s, not normalised, (T, N, D)."""
     actions: Tensor
     """a, as the actor put it out, (T, N, A)."""
     rewards: Tensor
-    """r, shaped and normalised, (T, N)."""
-    next_states: Tensor
-    """s', normalised, (T, N, D): at an episode's end its last observation, not the first of the next."""
+    """r, shaped, not normalised, (T, N)."""
+    next_observations: Tensor
+    """s', not normalised, (T, N, D): at an episode's end its last observation, not the first of the next."""
     terminated: Tensor
     """1 where the task ended at s', else 0, (T, N)."""
     truncated: Tensor
@@ -122,7 +124,7 @@ class A2C:
 
     def __init__(self, config: Config, observation_size: int, action_map: ActionMap) -> None:
         self.config = config
-        self.action_map = action_map
+        self.action_map = action_map.to(config.device)
         actor = runs.make_actor(config, observation_size, action_map)
         self.actor, self.sample, self.noise = FlatNetwork(actor), actor.sample, actor.noise
         # V = 0 everywhere is hope, where rewards are negative: what was never tried looks better than what was.
@@ -144,24 +146,19 @@ class A2C:
         }
         self.potential = environments.load_potential(config.reward_shaping, config.env)
         if config.compile and config.total_timesteps >= COMPILE_PAYS_FROM:
-            runs.compile_methods(self, "act", "values", "update_actor", "update_critic")
+            runs.compile_methods(self, "act", "update_actor", "update_critic")
 
     @torch.no_grad()
-    def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Take observations (N, D) into the statistics, normalise them by these, and sample actions (N, A) there.
+    def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Sample actions for observations (N, D), as the actor puts them out, (N, A), and as the environments do."""
+        actions = self.sample(self.actor(self.obs_normalizer(observations)), noise)
+        return actions, self.action_map(actions)
 
-        Returns:
-            The normalised observations, the actions, and the mean and variance as they are now, (D,).
-        """
-        normalizer = self.obs_normalizer
-        if self.config.obs_norm:
-            normalizer.update(observations)
-        states = normalizer(observations)
-        return states, self.sample(self.actor(states), noise), normalizer.mean.clone(), normalizer.var.clone()
-
-    @torch.no_grad()
     def update(self, batch: Batch, lr_scale: float) -> dict[str, float]:
         """Learn from a batch: one gradient step of the actor, `critic_updates` of the critic.
+
+        The actor's gradient is that of the policy which collected the batch: it may take one step with it. The critic
+        regresses on targets that stay what they are: it may take many.
 
         Args:
             batch: collected with the actor as it is now, and of no use once the actor has changed.
@@ -170,48 +167,45 @@ class A2C:
         Returns:
             The metrics of `runs.METRICS`.
         """
+        scale = to_tensor(lr_scale, self.config.device)
+        states, returns, actor_numbers = self.update_actor(batch, scale)
+        critic_numbers = [self.update_critic(states, returns, scale) for _ in range(self.config.critic_updates)]
+        numbers = torch.cat((actor_numbers, critic_numbers[0])).tolist()
+        names = ("policy_loss", "entropy", "explained_variance", "actor_grad_norm", "value_loss", "critic_grad_norm")
+        return dict(zip(names, numbers, strict=True))
+
+    @torch.no_grad()
+    def update_actor(self, batch: Batch, lr_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One gradient step down `policy_loss`, with the advantages that the critic sees in a batch.
+
+        Returns:
+            The normalised states (T, N, D) and the critic's targets there (T, N), and four numbers: the loss, the mean
+            entropy, the critic's explained variance and the gradient's norm, (4,).
+        """
         config = self.config
-        # GAE in NumPy, where an operation on a row costs less than in torch.
-        outcome = (batch.rewards, batch.terminated, batch.truncated)
-        rewards, terminated, truncated = (tensor.cpu().numpy() for tensor in outcome)
-        values, next_values = (tensor.cpu().numpy() for tensor in self.values(batch.states, batch.next_states))
-        advantages, returns = gae(rewards, values, next_values, terminated, truncated, config.gamma, config.gae_lambda)
-        targets, scale = to_tensor(returns, config.device), to_tensor(lr_scale, config.device)
-        # The actor's gradient is that of the policy which collected the batch: it may take one step with it. The
-        # critic regresses on targets that stay what they are: it may take many.
-        normalized = self.advantage_normalizer(to_tensor(advantages, config.device))
-        policy_loss, entropy, actor_norm = self.update_actor(batch.states, batch.actions, normalized, scale)
-        critic_steps = [self.update_critic(batch.states, targets, scale) for _ in range(config.critic_updates)]
-        value_loss, critic_norm = critic_steps[0]
-        return {
-            "policy_loss": policy_loss.item(),
-            "value_loss": value_loss.item(),
-            "entropy": entropy.item(),
-            "explained_variance": explained_variance(values, returns),
-            "actor_grad_norm": actor_norm.item(),
-            "critic_grad_norm": critic_norm.item(),
-        }
-
-    @torch.no_grad()
-    def values(self, states: Tensor, next_states: Tensor) -> tuple[Tensor, Tensor]:
-        """V(s) and V(s'), (T, N) each, of states (T, N, D)."""
-        return self.critic(states), self.critic(next_states)
-
-    @torch.no_grad()
-    def update_actor(
-        self, states: Tensor, actions: Tensor, advantages: Tensor, lr_scale: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One gradient step down `policy_loss`; returns the loss, the mean entropy and the gradient's norm."""
-        gradient, (loss, entropy) = self.actor.gradient(
-            lambda policy: policy_loss(policy, actions, advantages, self.config.ent_coef), states
+        # All by the statistics that the policy acted by: the critic must see s' as it sees it again as s.
+        states, next_states = self.obs_normalizer(batch.observations), self.obs_normalizer(batch.next_observations)
+        rewards = batch.rewards
+        if config.reward_norm:
+            rewards = self.reward_normalizer(rewards, torch.maximum(batch.terminated, batch.truncated))
+        values, next_values = self.critic(states), self.critic(next_states)
+        advantages, returns = gae(
+            rewards, values, next_values, batch.terminated, batch.truncated, config.gamma, config.gae_lambda
         )
-        return loss, entropy, self.actor_optimizer.step(gradient, lr_scale)
+        normalized = self.advantage_normalizer(advantages)
+        gradient, (loss, entropy) = self.actor.gradient(
+            lambda policy: policy_loss(policy, batch.actions, normalized, config.ent_coef), states
+        )
+        norm = self.actor_optimizer.step(gradient, lr_scale)
+        if config.obs_norm:
+            self.obs_normalizer.update(batch.observations.flatten(0, 1))
+        return states, returns, torch.stack((loss, entropy, explained_variance(values, returns), norm))
 
     @torch.no_grad()
-    def update_critic(self, states: Tensor, returns: Tensor, lr_scale: Tensor) -> tuple[Tensor, Tensor]:
-        """One gradient step down mean((V(s) - return)^2); returns this loss and the gradient's norm."""
+    def update_critic(self, states: Tensor, returns: Tensor, lr_scale: Tensor) -> Tensor:
+        """One gradient step down mean((V(s) - return)^2); returns this loss and the gradient's norm, (2,)."""
         gradient, (loss,) = self.critic.gradient(lambda values: ((values - returns).square().mean(),), states)
-        return loss, self.critic_optimizer.step(gradient, lr_scale)
+        return torch.stack((loss, self.critic_optimizer.step(gradient, lr_scale)))
 
 
 def policy_loss(policy: Independent, actions: Tensor, advantages: Tensor, ent_coef: float) -> tuple[Tensor, Tensor]:
@@ -238,32 +232,30 @@ def collect(envs: VectorEnv, observations: np.ndarray, learner: A2C, run: Run) -
     Returns:
         The batch, and what the environments show after it.
     """
-    config, decisions, outcomes = learner.config, [], []
-    for _ in range(config.sample_size // config.num_envs):
-        decisions.append(learner.act(to_tensor(observations, config.device), learner.noise(config.num_envs)))
-        actions = decisions[-1][1].cpu().numpy()
-        next_observations, rewards, terminated, truncated, _ = envs.step(learner.action_map(actions))
-        done = terminated | truncated
-        run.log_rewards(rewards, done)  # the environment's own, before anything is done to them
-        run.check_finite("an observation", next_observations)
-        run.check_finite("a reward", rewards)
-        if learner.potential:
-            rewards = rewards + environments.shaping_reward(
-                learner.potential, observations, next_observations, terminated, config.gamma
-            )
+    config, seen, acted, outcomes = learner.config, [], [], []
+    noise = learner.noise(config.sample_size // config.num_envs, config.num_envs)
+    if not learner.action_map.continuous:
+        noise = hold(noise, config.noise_hold * (1.0 - run.progress))
+    for step_noise in noise.unbind():
+        actions, env_actions = learner.act(to_tensor(observations, config.device), step_noise)
+        next_observations, rewards, terminated, truncated, _ = envs.step(env_actions.cpu().numpy())
+        run.count(config.num_envs)
+        seen.append(observations)
+        acted.append(actions)
         outcomes.append((next_observations, rewards, terminated, truncated))
-        observations = next_observations
+        observations, done = next_observations, terminated | truncated
         if done.any():
             observations, _ = envs.reset(options={"reset_mask": done})
-    states, acted, means, variances = map(torch.stack, zip(*decisions, strict=True))
-    reached, rewards, terminated, truncated = (
-        to_tensor(arrays, config.device) for arrays in zip(*outcomes, strict=True)
-    )
-    # Not by the statistics of the batch's end: the critic must see s' as it sees it again as s.
-    next_states = learner.obs_normalizer.normalize(reached, means[:, None], variances[:, None])
-    if config.reward_norm:
-        rewards = learner.reward_normalizer(rewards, torch.maximum(terminated, truncated))
-    return Batch(states, acted, rewards, next_states, terminated, truncated), observations
+    reached, rewards, terminated, truncated = map(np.array, zip(*outcomes, strict=True))
+    run.log_rewards(rewards, terminated | truncated)  # the environment's own, before anything is done to them
+    run.check_steps("an observation", reached)
+    run.check_steps("a reward", rewards)
+    if learner.potential:
+        rewards = rewards + environments.shaping_reward(
+            learner.potential, np.array(seen), reached, terminated, config.gamma
+        )
+    arrays = (to_tensor(array, config.device) for array in (rewards, reached, terminated, truncated))
+    return Batch(to_tensor(seen, config.device), torch.stack(acted), *arrays), observations
 
 
 def train(config: Config, env_fn: EnvFn | None = None) -> Run:

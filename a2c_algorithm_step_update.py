@@ -57,9 +57,6 @@ class Config(runs.RunConfig):
             runs.check(self, name, 0 <= getattr(self, name) <= 1, "must be between 0 and 1")
 
 
-LOG_INTERVAL = 1000
-"""Timesteps between rows of updates.csv, each the mean over that many updates."""
-
 COMPILE_PAYS_FROM = 20_000
 """Timesteps after which compiling, which takes some 20 s, has won them back."""
 
@@ -110,6 +107,7 @@ class A2C:
 
     def __init__(self, config: Config, observation_size: int, action_map: ActionMap) -> None:
         self.config = config
+        self.action_map = action_map.to(config.device)
         actor = runs.make_actor(config, observation_size, action_map)
         self.actor, self.sample, self.noise = FlatNetwork(actor), actor.sample, actor.noise
         self.critic = FlatNetwork(Critic(observation_size, config.hidden_sizes, config.activation).to(config.device))
@@ -135,14 +133,15 @@ class A2C:
             self.obs_normalizer.update(observation[None])
         return self.obs_normalizer(observation)
 
-    def act(self, state: Tensor, noise: Tensor) -> Tensor:
-        """Sample an action (A,) for a normalised observation (D,), see the actor's `sample`."""
-        return self.sample(self.actor(state), noise)
+    def act(self, state: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Sample an action in a state (D,): as the actor puts it out, (A,), and as the environment takes it."""
+        action = self.sample(self.actor(state), noise)
+        return action, self.action_map(action)
 
     @torch.no_grad()
     def learn_and_act(
         self, state: Tensor, action: Tensor, observation: Tensor, scalars: Tensor, noise: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """All that happens between two steps of the environment, as one function to compile.
 
         Args:
@@ -152,7 +151,8 @@ class A2C:
             noise: for the next action, see the actor's `noise`.
 
         Returns:
-            s', normalised, the action to take there and what `update` returned.
+            s', normalised, the action to take there, as the actor puts it out and as the environment takes it, and what
+            `update` returned.
         """
         reward, terminated, truncated, lr_scale = scalars.unbind()
         next_state = self.see(observation)
@@ -161,7 +161,7 @@ class A2C:
                 reward.view(1, 1), torch.maximum(terminated, truncated).view(1, 1)
             ).squeeze()
         numbers = self.update(state, action, next_state, reward, terminated, lr_scale)
-        return next_state, self.act(next_state, noise), numbers
+        return next_state, *self.act(next_state, noise), numbers
 
     def update(
         self, state: Tensor, action: Tensor, next_state: Tensor, reward: Tensor, terminated: Tensor, lr_scale: Tensor
@@ -200,7 +200,7 @@ def metrics(learner: A2C, log: list[list[float]]) -> dict[str, float]:
         "policy_loss": float(np.mean(-log_prob * delta)),
         "value_loss": float(np.mean(delta**2)),
         "entropy": float(np.mean(-log_prob)),  # whose expectation it is
-        "explained_variance": explained_variance(value, value + delta),
+        "explained_variance": explained_variance(*torch.tensor(np.array((value, value + delta)))).item(),
         "actor_grad_norm": abs(delta[-1]) * learner.actor_optimizer.trace.norm().item(),
         "critic_grad_norm": abs(delta[-1]) * learner.critic_optimizer.trace.norm().item(),
     }
@@ -234,19 +234,22 @@ def train(config: Config, env_fn: EnvFn | None = None) -> Run:
                 observation, _ = env.reset(seed=seed)
                 run.check_finite("an observation", observation)
                 state = learner.see(to_tensor(observation, config.device))
-                action = learner.act(state, learner.noise())
-                seed = None
+                action, env_action = learner.act(state, learner.noise())
+                seed, episode_return, length = None, 0.0, 0
             lr_scale = 1.0 - run.progress
-            next_observation, reward, terminated, truncated, _ = env.step(action_map(action.cpu().numpy())[0])
+            next_observation, reward, terminated, truncated, _ = env.step(env_action.cpu().numpy()[()])
+            run.count(1)
             done = terminated or truncated
-            run.log_rewards(np.array([reward]), np.array([done]))  # the environment's own, neither shaped nor scaled
+            episode_return, length = episode_return + float(reward), length + 1
+            if done:  # the environment's own rewards, neither shaped nor scaled
+                run.log_episode(episode_return, length)
             if potential:
                 shaping = environments.shaping_reward(
                     potential, observation[None], next_observation[None], np.array([terminated]), config.gamma
                 )
                 reward = float(reward) + shaping.item()
             scalars = [reward, terminated, truncated, lr_scale]
-            state, action, numbers = learner.learn_and_act(
+            state, action, env_action, numbers = learner.learn_and_act(
                 state,
                 action,
                 to_tensor(next_observation, config.device),
@@ -258,7 +261,7 @@ def train(config: Config, env_fn: EnvFn | None = None) -> Run:
                 run.check_finite("an observation", next_observation)
                 run.check_finite("a reward", reward)
                 run.check_finite("the TD error", log[-1][0])
-            if len(log) == LOG_INTERVAL or not run.unfinished:
+            if run.log_due:
                 run.log_update(metrics(learner, log))
                 log.clear()
             observation = next_observation

@@ -14,10 +14,12 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium import spaces
 from gymnasium.envs.classic_control.pendulum import PendulumEnv, angle_normalize
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import batch_space
+from torch import Tensor, nn
 
 from utils import UsageError
 
@@ -100,7 +102,7 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-class ActionMap:
+class ActionMap(nn.Module):
     """Turns what an actor puts out into what an environment takes.
 
     A Gaussian actor acts in [-1, 1] wherever the range is finite on both sides: scaled to the range, then clipped to
@@ -114,23 +116,30 @@ class ActionMap:
         nvec: for the categorical actor, the number of choices of each; empty if continuous.
     """
 
+    offset: Tensor
+    scale: Tensor
+    low: Tensor
+    high: Tensor
+
     def __init__(self, space: spaces.Space, env_id: str = "") -> None:
-        self.space = space
+        super().__init__()
+        self.shape = space.shape or ()
         self.continuous = isinstance(space, spaces.Box)
         self.bounded: list[bool] = []
         self.nvec: list[int] = []
+        offset: np.ndarray = np.zeros(1, dtype=np.int64)
         if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
             low, high = space.low.astype(np.float64).ravel(), space.high.astype(np.float64).ravel()
             bounded = np.isfinite(low) & np.isfinite(high)
-            self.scale = np.where(bounded, (np.where(bounded, high, 0) - np.where(bounded, low, 0)) / 2, 1)
-            self.offset = np.where(bounded, (np.where(bounded, high, 0) + np.where(bounded, low, 0)) / 2, 0)
-            self.low, self.high, self.size, self.bounded = low, high, low.size, bounded.tolist()
-            return
-        self.offset = np.zeros(1, dtype=np.int64)
-        if isinstance(space, spaces.Discrete):
-            self.nvec, self.offset = [int(space.n)], np.array([space.start])
+            scale = np.where(bounded, (np.where(bounded, high, 0) - np.where(bounded, low, 0)) / 2, 1)
+            offset = np.where(bounded, (np.where(bounded, high, 0) + np.where(bounded, low, 0)) / 2, 0)
+            for name, array in (("low", low), ("high", high), ("scale", scale)):
+                self.register_buffer(name, torch.from_numpy(array.astype(space.dtype)))
+            self.bounded = bounded.tolist()
+        elif isinstance(space, spaces.Discrete):
+            self.nvec, offset = [int(space.n)], np.array([space.start])
         elif isinstance(space, spaces.MultiDiscrete):
-            self.nvec, self.offset = space.nvec.ravel().tolist(), space.start.ravel()
+            self.nvec, offset = space.nvec.ravel().tolist(), space.start.ravel()
         elif isinstance(space, spaces.MultiBinary):
             self.nvec = [2] * int(np.prod(space.shape))
         else:
@@ -138,15 +147,17 @@ class ActionMap:
                 f"--env {env_id} takes actions of {space}, which no actor here can give;"
                 " use Box (of floats), Discrete, MultiDiscrete or MultiBinary"
             )
-        self.size = len(self.nvec)
+        self.size = len(self.nvec or self.bounded)
+        self.register_buffer("offset", torch.from_numpy(offset.astype(space.dtype)))
 
-    def __call__(self, actions: np.ndarray) -> np.ndarray:
-        """Map the actor's actions (N, size) to the environments', (N, *action shape)."""
+    def forward(self, actions: Tensor) -> Tensor:
+        """Map the actor's actions (..., size) to the environments', (..., *action shape), in their type."""
+        actions = actions.to(self.offset.dtype)
         if self.continuous:
-            actions = np.minimum(np.maximum(self.offset + self.scale * actions, self.low), self.high)
+            actions = (self.offset + self.scale * actions).clamp(self.low, self.high)
         else:
             actions = actions + self.offset
-        return actions.reshape(-1, *(self.space.shape or ())).astype(self.space.dtype)
+        return actions.reshape(*actions.shape[:-1], *self.shape)
 
 
 # --- Pendulum-v0 -----------------------------------------------------------------------------------------------------
@@ -208,13 +219,13 @@ class PendulumV0VectorEnv(VectorEnv):
         return self._observe(), {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        over = self.elapsed >= self.max_episode_steps
+        over = self.elapsed >= self.max_episode_steps if self.autoreset_mode is AutoresetMode.NEXT_STEP else None
         self.state, rewards = pendulum_v0_dynamics(self.state, np.minimum(np.maximum(actions[:, 0], -2.0), 2.0))
         self.elapsed += 1
-        if self.autoreset_mode is AutoresetMode.NEXT_STEP and over.any():
+        if over is not None and over.any():
             self.reset(options={"reset_mask": over})
             rewards[over] = 0.0
-        return self._observe(), rewards, np.zeros_like(over), self.elapsed >= self.max_episode_steps, {}
+        return self._observe(), rewards, np.zeros(self.num_envs, dtype=bool), self.elapsed >= self.max_episode_steps, {}
 
     def _observe(self) -> np.ndarray:
         observations = np.empty((self.num_envs, 3), dtype=np.float32)
@@ -304,10 +315,13 @@ def shaping_reward(
 
     Args:
         potential: maps observations (N, D) to (N,).
-        observations, next_observations: s and s', (N, D), not normalised.
-        terminated: (N,).
+        observations, next_observations: s and s', (..., D), not normalised.
+        terminated: (...).
 
     Returns:
-        (N,).
+        (...).
     """
-    return gamma * potential(next_observations) * (1.0 - terminated) - potential(observations)
+    now, then = (
+        potential(o.reshape(-1, o.shape[-1])).reshape(terminated.shape) for o in (observations, next_observations)
+    )
+    return gamma * then * (1.0 - terminated) - now

@@ -58,7 +58,6 @@ class GaussianActor(nn.Module):
     """
 
     limits: Tensor
-    limited: Tensor
 
     def __init__(
         self, observation_size: int, limits: Sequence[float], hidden_sizes: Sequence[int], activation: str
@@ -67,13 +66,12 @@ class GaussianActor(nn.Module):
         self.mean = mlp([observation_size, *hidden_sizes, len(limits)], activation, last_gain=0.01)
         self.log_std = nn.Parameter(torch.zeros(len(limits)))
         self.register_buffer("limits", torch.tensor(limits), persistent=False)
-        self.register_buffer("limited", self.limits.isfinite(), persistent=False)
 
     def forward(self, observations: Tensor) -> Independent:
         """The distribution of actions (..., A); its mode is the mean."""
-        mean = self.mean(observations)
-        limits = self.limits.where(self.limited, 1.0)  # an infinite one, though not chosen below, would leave a NaN
-        mean = torch.where(self.limited, limits * (mean / limits).tanh(), mean)
+        mean, limited = self.mean(observations), self.limits.isfinite()
+        limits = self.limits.where(limited, 1.0)  # an infinite one, though not chosen below, would leave a NaN
+        mean = torch.where(limited, limits * (mean / limits).tanh(), mean)
         return Independent(Normal(mean, self.log_std.exp().expand_as(mean), validate_args=False), 1)
 
     def noise(self, *batch: int) -> Tensor:

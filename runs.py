@@ -42,6 +42,8 @@ from utils import ObservationNormalizer, UsageError, plot_returns
 
 EPISODE_COLUMNS = ["timestep", "return", "length", "wall_time"]
 METRICS = ["policy_loss", "value_loss", "entropy", "explained_variance", "actor_grad_norm", "critic_grad_norm"]
+LOG_INTERVAL = 1000
+"""Timesteps between rows of updates.csv, or more where one update takes more."""
 LOGS = {"episodes.csv": EPISODE_COLUMNS, "updates.csv": ["timestep", *METRICS, "timesteps_per_second", "wall_time"]}
 
 
@@ -183,7 +185,10 @@ class Run:
         self.config = config
         self.parts = parts
         self.timestep = 0
-        self.exit_status = 0
+        self.exit_status = self.interrupted = 0
+        self.episodes: tuple[np.ndarray, np.ndarray] | None = None  # returns and lengths so far, of a vector of them
+        self.updates: list[Mapping[str, float]] = []  # since the last row of their log
+        self.new_episodes: list[tuple[float, int]] = []  # returns and lengths since then
         self.recent_returns: deque[float] = deque(maxlen=20)
         self.elapsed_before = 0.0
         self.next_report = 0
@@ -196,6 +201,7 @@ class Run:
             self.directory = config.run_dir or Path("runs") / name
             self._create()
         self.next_save = self.timestep + config.checkpoint_interval
+        self.next_log = self.timestep + LOG_INTERVAL
 
     @property
     def env_name(self) -> str:
@@ -225,7 +231,7 @@ class Run:
     def __enter__(self) -> Self:
         self.start = time.monotonic()
         self.first_timestep = self.timestep
-        self.logs = {name: (self.directory / name).open("a", newline="", buffering=1) for name in LOGS}
+        self.logs = {name: (self.directory / name).open("a", newline="") for name in LOGS}
         self.writers = {name: csv.writer(file) for name, file in self.logs.items()}
         self.events = EventFileWriter(str(self.directory))
         self.bar = tqdm(
@@ -260,27 +266,42 @@ class Run:
                 what = f"{type(error).__name__}: {what} (all of it in {self.directory / 'error.txt'})"
             raise TrainingError(f"at timestep {self.timestep}: {what}; {saved}") from error
 
+    def count(self, timesteps: int) -> None:
+        """Count timesteps played; a signal that came meanwhile is heeded from here on, by all that ask for it."""
+        self.timestep += timesteps
+        self.exit_status = self.interrupted
+
     def log_rewards(self, rewards: np.ndarray, done: np.ndarray) -> None:
-        """Count one step of all environments, and log the episodes that it ended.
+        """Log the episodes that ended in the steps just counted.
 
         Args:
-            rewards: the environments' own rewards, neither shaped nor normalised, (N,).
-            done: whether each environment's episode ended with it, (N,).
+            rewards: the environments' own rewards, neither shaped nor normalised, (T, N).
+            done: whether an episode ended with them, (T, N).
         """
-        if self.timestep == self.first_timestep:
-            self.returns, self.lengths = np.zeros(len(rewards)), np.zeros(len(rewards), dtype=np.int64)
-        self.timestep += len(rewards)
-        self.returns += rewards
-        self.lengths += 1
-        for i in done.nonzero()[0]:
-            row = [self.timestep, float(self.returns[i]), int(self.lengths[i]), round(self.wall_time, 3)]
-            self.writers["episodes.csv"].writerow(row)
-            self.recent_returns.append(row[1])
-            self._add_event({"charts/episodic_return": row[1], "charts/episodic_length": row[2]})
-            self.returns[i] = self.lengths[i] = 0
+        steps, num_envs = rewards.shape
+        if self.episodes is None:
+            self.episodes = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
+        returns, lengths = self.episodes
+        sums = returns + rewards.cumsum(axis=0)
+        ends = lengths + np.arange(1, steps + 1)[:, None]
+        returns, lengths = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
+        for t, i in zip(*done.nonzero(), strict=True):
+            timestep = self.timestep - (steps - 1 - int(t)) * num_envs
+            self.log_episode(float(sums[t, i] - returns[i]), int(ends[t, i] - lengths[i]), timestep)
+            returns[i], lengths[i] = sums[t, i], ends[t, i]
+        self.episodes = sums[-1] - returns, ends[-1] - lengths
+
+    def log_episode(self, episode_return: float, length: int, timestep: int | None = None) -> None:
+        """Log an episode that ended at a timestep, or with the last one counted."""
+        timestep = self.timestep if timestep is None else timestep
+        self.recent_returns.append(episode_return)
+        self.new_episodes.append((episode_return, length))
+        self.writers["episodes.csv"].writerow([timestep, episode_return, length, round(self.wall_time, 3)])
 
     def log_update(self, metrics: Mapping[str, float]) -> None:
         """Log what an update says of itself, a number for each of `METRICS`, and show progress.
+
+        A row of the log is the mean over the updates of `LOG_INTERVAL` timesteps.
 
         Raises:
             TrainingError: a loss or a gradient norm is not finite.
@@ -288,11 +309,31 @@ class Run:
         for name, value in metrics.items():
             if name != "explained_variance":  # not a number where all returns are the same
                 self.check_finite(name, value)
+        self.updates.append(metrics)
+        if self.log_due:
+            self._log_updates()
+
+    @property
+    def log_due(self) -> bool:
+        """Whether it is time for a row of the updates' log: an interval has gone by, or this is the end."""
+        return self.timestep >= self.next_log or not self.unfinished
+
+    def _log_updates(self) -> None:
+        means = dict(zip(METRICS, np.mean([[m[name] for name in METRICS] for m in self.updates], axis=0), strict=True))
         rate = (self.timestep - self.first_timestep) / (time.monotonic() - self.start)
-        self.writers["updates.csv"].writerow(
-            [self.timestep, *(metrics[name] for name in METRICS), round(rate), round(self.wall_time, 3)]
-        )
-        self._add_event({f"losses/{name}": value for name, value in metrics.items()} | {"charts/SPS": rate})
+        row = [self.timestep, *map(float, means.values()), round(rate), round(self.wall_time, 3)]
+        self.writers["updates.csv"].writerow(row)
+        for file in self.logs.values():
+            file.flush()
+        scalars = {f"losses/{name}": value for name, value in means.items()} | {"charts/SPS": rate}
+        if self.new_episodes:
+            episodic_return, episodic_length = np.mean(self.new_episodes, axis=0)
+            scalars |= {"charts/episodic_return": episodic_return, "charts/episodic_length": episodic_length}
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        self.events.add_event(Event(wall_time=time.time(), step=self.timestep, summary=Summary(value=values)))
+        self.updates.clear()
+        self.new_episodes.clear()
+        self.next_log = self.timestep + LOG_INTERVAL
         mean = f"{np.mean(self.recent_returns):.1f}" if self.recent_returns else "-"
         self.bar.set_postfix_str(f"return {mean}", refresh=False)
         self.bar.update(self.timestep - self.bar.n)
@@ -304,6 +345,13 @@ class Run:
                 flush=True,
             )
             self.next_report = self.timestep + self.config.total_timesteps // 10
+
+    def check_steps(self, what: str, values: np.ndarray) -> None:
+        """Raise a `TrainingError` if any value of the steps just counted, (T, N, ...), is NaN or infinite."""
+        finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        if not finite.all():
+            self.timestep -= (len(values) - 1 - int(finite.argmin())) * values.shape[1]  # what the message names
+            self.check_finite(what, np.nan)
 
     def check_finite(self, what: str, values: Any) -> None:
         """Raise a `TrainingError` if any of the values is NaN or infinite."""
@@ -363,11 +411,7 @@ class Run:
         print(f"resumed at timestep {self.timestep}; the environments start new episodes")
 
     def _interrupt(self, number: int, frame: Any) -> None:
-        self.exit_status = 128 + number
-
-    def _add_event(self, scalars: Mapping[str, float]) -> None:
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-        self.events.add_event(Event(wall_time=time.time(), step=self.timestep, summary=Summary(value=values)))
+        self.interrupted = 128 + number
 
     @property
     def image_path(self) -> Path:
@@ -458,41 +502,57 @@ def commit() -> str | None:
     return head + "+" * bool(changed)
 
 
-def compile_methods(learner: object, *names: str) -> None:
-    """Put these methods of a learner under torch.compile.
+class Compiled:
+    """A method under torch.compile: compiled at its first call, for arguments of the shapes that it has there.
 
-    Each must be called with arguments of the same shapes and types every time, and what else it uses may change its
-    numbers but not its nature: that is not checked, since checking takes as long as the work. Where compiling fails,
-    for want of a C++ compiler say, a method runs as it was, which is said once.
+    What else the method uses may change its numbers but not its nature: nothing is checked from then on, since
+    checking takes as long as the work. Where compiling fails, for want of a C++ compiler say, `failed` is told why and
+    the method runs as it is.
     """
-    torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad is a part of the graph
-    options = {
+
+    OPTIONS: ClassVar[dict[str, Any]] = {
         "cpp_wrapper": True,
+        "memory_planning": True,  # one allocation for all that a call needs, not one each
+        "size_asserts": False,
         "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
         # Products of a vector and a matrix become loops, fused with all around them, not calls of a library.
         "post_grad_fusion_options": {"decompose_mm_pass": {"cpu_max_first_dimension_decomposition": 64}},
     }
 
-    def compiled(name: str) -> Callable[..., Any]:
-        method = getattr(learner, name)
-        fast = torch.compile(  # type: ignore[call-overload]  # whose overloads lack isolate_recompiles
-            method, fullgraph=True, isolate_recompiles=True, options=options
-        )
+    def __init__(self, method: Callable[..., Any], failed: Callable[[Exception], None]) -> None:
+        self.method = method
+        self.failed = failed
+        self.fast: Callable[..., Any] | None = None
 
-        def call(*args: torch.Tensor) -> Any:
+    def __call__(self, *args: Any) -> Any:
+        if self.fast is None:
             try:
-                return fast(*args)
-            except torch._dynamo.exc.TorchDynamoException as error:
-                print(f"not compiled ({environments.first_line(error)}); running on without", file=sys.stderr)
-                for name in names:
-                    setattr(learner, name, methods[name])
-                return method(*args)
+                compiler: Any = torch.compile(self.method, fullgraph=True, options=self.OPTIONS)
+                compiled = compiler.aot_compile((args, {}))  # which leaves out most of torch.compile's own time a call
+                compiled.disable_guard_check()
+                self.fast = compiled.fn
+            except Exception as error:  # there is no telling what a compiler raises
+                self.failed(error)
+                self.fast = self.method
+        return self.fast(*args)
 
-        return call
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave nothing to pickle: torch.compile pickles the learner, of which other compiled methods are a part."""
+        return object, ()
 
-    methods = {name: getattr(learner, name) for name in names}
+
+def compile_methods(learner: object, *names: str) -> None:
+    """Put these methods of a learner under torch.compile, see `Compiled`; should that fail, say so once."""
+    torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad is a part of the graph
+    reported: list[Exception] = []
+
+    def failed(error: Exception) -> None:
+        if not reported:
+            print(f"not compiled ({environments.first_line(error)}); running on without", file=sys.stderr)
+        reported.append(error)
+
     for name in names:
-        setattr(learner, name, compiled(name))
+        setattr(learner, name, Compiled(getattr(learner, name), failed))
 
 
 # --- The trained policy ----------------------------------------------------------------------------------------------
@@ -512,7 +572,7 @@ class Policy:
         """Actions for the environments, from observations (N, D): the mode of the policy, or a sample of it."""
         distribution = self.actor(self.normalizer(torch.as_tensor(observations, device=self.device)))
         actions = distribution.sample() if stochastic else distribution.mode
-        return self.action_map(actions.cpu().numpy())
+        return self.action_map(actions).cpu().numpy()
 
 
 def make_actor(config: RunConfig, observation_size: int, action_map: ActionMap) -> GaussianActor | CategoricalActor:

@@ -39,12 +39,45 @@ def gae(
     Returns:
         Advantages A and the critic's targets A + V, both (T, N).
     """
-    deltas = rewards + gamma * next_values * (1.0 - terminated * 1.0) - values
     goes_on = (1.0 - terminated * 1.0) * (1.0 - truncated * 1.0)
-    advantages = deltas * 1.0
-    for t in range(len(advantages) - 2, -1, -1):
-        advantages[t] += gamma * gae_lambda * (goes_on[t] * advantages[t + 1])
+    deltas = rewards + gamma * next_values * (1.0 - terminated * 1.0) - values
+    advantages = discounted_sum(deltas, gamma * gae_lambda * goes_on)
     return advantages, advantages + values
+
+
+def discounted_sum(terms: Any, discounts: Any) -> Any:
+    """The sums y_t = x_t + d_t * y_{t+1} over the first axis, which ends with y = x.
+
+    A parallel prefix sum (Hillis and Steele 1986, "Data parallel algorithms"): sums of two steps from those of one, of
+    four from those of two and so on, so that T steps take log2(T) operations on all of them instead of T on one each.
+
+    Args:
+        terms, discounts: x and d, NumPy arrays or tensors of shape (T, ...).
+    """
+    sums, discounts, span = terms * 1.0, discounts * 1.0, 1
+    while span < len(sums):
+        sums[:-span] += discounts[:-span] * sums[span:]
+        discounts[:-span] = discounts[:-span] * discounts[span:]
+        span *= 2
+    return sums
+
+
+def hold(noise: Tensor, probability: float) -> Tensor:
+    """Repeat in each step, with some probability, the noise of the step before, as it stands there.
+
+    Each row keeps its distribution, so that an action still has the log-probability that the policy gives it; but
+    actions in a row agree more often, and so get somewhere. Random actions that forget each other cancel out: they
+    reach Acrobot's goal after 23,000 timesteps in the median, held ones (1/2) after 5,000.
+    Source: Hollenstein et al. 2024, "Colored noise in PPO" (arXiv 2312.11091), of which this is the simplest kind.
+
+    Args:
+        noise: of T steps in N environments, (T, N, ...).
+        probability: of holding, in [0, 1].
+    """
+    steps, num_envs = noise.shape[:2]
+    held = torch.rand(steps, num_envs, device=noise.device) < probability
+    steps_drawn = torch.arange(steps, device=noise.device)[:, None].where(~held, 0).cummax(0).values
+    return noise[steps_drawn, torch.arange(num_envs, device=noise.device)]
 
 
 class RunningMeanStd(nn.Module):
@@ -111,11 +144,12 @@ class RewardNormalizer(RunningMeanStd):
 
     def forward(self, rewards: Tensor, done: Tensor) -> Tensor:
         """Take in the rewards of T steps (T, N), of which those `done` (T, N) ended an episode; return them scaled."""
-        returns = []
-        for reward, goes_on in zip(rewards.double(), 1 - done, strict=True):
-            returns.append(torch.add(reward, self.returns, alpha=self.gamma))
-            self.returns.copy_(returns[-1] * goes_on)
-        self.update(torch.stack(returns).view(-1, 1))
+        goes_on = 1.0 - done.double()
+        first = rewards[:1].double() + self.gamma * self.returns
+        gains = torch.cat((first, rewards[1:].double()))
+        returns = discounted_sum(gains.flip(0), self.gamma * goes_on.roll(1, 0).flip(0)).flip(0)
+        self.returns.copy_(returns[-1] * goes_on[-1])
+        self.update(returns.view(-1, 1))
         scale = torch.where(self.var == 0, 1.0, self.var.sqrt())  # nothing to go by before returns differ
         return (rewards / scale).clamp(-10.0, 10.0).float()
 
@@ -141,10 +175,10 @@ class AdvantageNormalizer(nn.Module):
         return (advantages - advantages.mean()) / (self.var.sqrt() + 1e-8)
 
 
-def explained_variance(values: np.ndarray, returns: np.ndarray) -> float:
+def explained_variance(values: Tensor, returns: Tensor) -> Tensor:
     """1 - Var[returns - values] / Var[returns]: 1 is a perfect critic, 0 one that says the same of every state."""
-    variance = returns.var()
-    return float("nan") if variance == 0 else float(1 - (returns - values).var() / variance)
+    variance = returns.var(correction=0)
+    return torch.where(variance == 0, torch.nan, 1 - (returns - values).var(correction=0) / variance)
 
 
 def plot_returns(path: Path, timesteps: Sequence[float], returns: Sequence[float], title: str) -> None:
