@@ -247,9 +247,9 @@ def collect(envs: VectorEnv, observations: np.ndarray, learner: A2C, run: Run) -
         if done.any():
             observations, _ = envs.reset(options={"reset_mask": done})
     reached, rewards, terminated, truncated = map(np.array, zip(*outcomes, strict=True))
-    run.log_rewards(rewards, terminated | truncated)  # the environment's own, before anything is done to them
     run.check_steps("an observation", reached)
     run.check_steps("a reward", rewards)
+    run.log_rewards(rewards, terminated | truncated)  # the environment's own, before anything is done to them
     if learner.potential:
         rewards = rewards + environments.shaping_reward(
             learner.potential, np.array(seen), reached, terminated, config.gamma

@@ -157,7 +157,7 @@ class ActionMap(nn.Module):
             actions = (self.offset + self.scale * actions).clamp(self.low, self.high)
         else:
             actions = actions + self.offset
-        return actions.reshape(*actions.shape[:-1], *self.shape)
+        return actions.reshape((*actions.shape[:-1], *self.shape))
 
 
 # --- Pendulum-v0 -----------------------------------------------------------------------------------------------------

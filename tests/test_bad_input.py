@@ -124,7 +124,7 @@ def test_an_environment_gone_wrong_stops_the_run(script, tmp_path, name, env, wh
     line = refused(result, 1, what, "checkpoint.pt")
     assert re.search(r"at timestep (99|100):", line)
     episodes = (tmp_path / "run" / "episodes.csv").read_text().splitlines()
-    assert len(episodes) >= 1 + 9
+    assert len(episodes) >= 1 + 8  # those of the batches before the one that is going on
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert state["timestep"] == 80
     assert all(torch.isfinite(parameter).all() for parameter in state["actor"].values())

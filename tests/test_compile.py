@@ -13,12 +13,12 @@ from environments import ActionMap
 from networks import FlatNetwork
 
 CONTINUOUS, DISCRETE = spaces.Box(-1, 1, (2,)), spaces.MultiDiscrete([2, 4])
-METHODS = {step: ["learn_and_act"], epoch: ["act", "values", "update_actor", "update_critic"]}
+METHODS = {step: ["learn_and_act"], epoch: ["act", "update_actor", "update_critic"]}
 
 
 def learner_for(script, space):
     torch.manual_seed(0)
-    return script.A2C(script.Config(hidden_sizes=(6, 5)), 3, ActionMap(space))
+    return script.A2C(script.Config(hidden_sizes=(6, 5), compile=False), 3, ActionMap(space))
 
 
 def play(learner, updates=20):
@@ -27,23 +27,23 @@ def play(learner, updates=20):
     torch.manual_seed(1)
     if isinstance(learner, step.A2C):
         state = torch.randn(3, generator=rng)
-        action = learner.act(state, learner.noise())
+        action, _ = learner.act(state, learner.noise())
         for _ in range(updates):
             observation, scalars = torch.randn(3, generator=rng), torch.tensor([-1.0, 0.0, 0.0, 0.7])
-            state, action, metrics = learner.learn_and_act(state, action, observation, scalars, learner.noise())
-            numbers += [state, action, metrics]
+            state, action, *rest = learner.learn_and_act(state, action, observation, scalars, learner.noise())
+            numbers += [state, action, *rest]
     else:
         for _ in range(updates):
-            states, actions, *statistics = learner.act(torch.randn(8, 3, generator=rng), learner.noise(8))
-            advantages, returns = torch.randn(2, 8, generator=rng)
-            numbers += [
-                states,
-                actions,
-                *statistics,
-                *learner.update_actor(states, actions, advantages, torch.tensor(0.7)),
+            seen, reached = torch.randn(2, 5, 16, 3, generator=rng)
+            played = [
+                learner.act(observations, noise) for observations, noise in zip(seen, learner.noise(5, 16), strict=True)
             ]
-            numbers += learner.update_critic(states, returns, torch.tensor(0.7))
-            numbers += learner.values(states, states + 1)
+            actions, env_actions = map(torch.stack, zip(*played, strict=True))
+            rewards, ends = torch.randn(5, 16, generator=rng), torch.rand(2, 5, 16, generator=rng) < 0.1
+            batch = epoch.Batch(seen, actions, rewards, reached, *ends.float())
+            states, returns, metrics = learner.update_actor(batch, torch.tensor(0.7))
+            numbers += [env_actions, states, returns, metrics]
+            numbers.append(learner.update_critic(states, returns, torch.tensor(0.7)))
     networks = [network for network in vars(learner).values() if isinstance(network, FlatNetwork)]
     return numbers + [network.theta for network in networks]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
@@ -149,13 +150,16 @@ def test_mapped_actions_are_in_the_space(space):
         raw = rng.normal(0, 3, (200, action_map.size)).astype(np.float32)
     else:
         raw = rng.integers(0, action_map.nvec, (200, action_map.size))
-    for action in action_map(raw):
+    for action in action_map(torch.from_numpy(raw)).numpy():
         assert space.contains(action), action
+    single = action_map(torch.from_numpy(raw[-1])).numpy()[()]
+    np.testing.assert_array_equal(single, action)
+    assert space.contains(single)
 
 
 def test_a_bounded_box_is_scaled_and_an_unbounded_one_is_not():
     bounded, unbounded = ActionMap(spaces.Box(-2, 6, (1,))), ActionMap(spaces.Box(-np.inf, np.inf, (1,)))
-    raw = np.array([[-1.0], [0.0], [1.0], [3.0]])
+    raw = torch.tensor([[-1.0], [0.0], [1.0], [3.0]])
     np.testing.assert_allclose(bounded(raw), [[-2], [2], [6], [6]])
     np.testing.assert_allclose(unbounded(raw), raw)
 

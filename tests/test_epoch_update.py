@@ -14,7 +14,7 @@ import environments
 from environments import ActionMap
 from networks import CategoricalActor, Critic, GaussianActor
 from runs import Run
-from utils import AdvantageNormalizer, gae
+from utils import AdvantageNormalizer, RewardNormalizer, gae, hold
 
 CONTINUOUS, DISCRETE = spaces.Box(-1, 1, (2,)), spaces.MultiDiscrete([2, 4])
 
@@ -105,27 +105,29 @@ def test_batch_is_on_policy(tmp_path):
         torch.manual_seed(3)
         batch, _ = epoch.collect(envs, environments.reset_all(envs, 0), learner, run)
     torch.manual_seed(3)
-    policy = learner.actor.network
-    again = [policy.sample(policy(states), policy.noise(4)) for states in batch.states]
-    torch.testing.assert_close(batch.actions, torch.stack(again))
-    assert batch.states.shape == (8, 4, 3)
+    policy, states = learner.actor.network, learner.obs_normalizer(batch.observations)
+    torch.testing.assert_close(batch.actions, policy.sample(policy(states), policy.noise(8, 4)))
+    assert batch.observations.shape == (8, 4, 3)
 
 
-def test_a_transitions_two_states_are_normalised_by_the_same_statistics(tmp_path, monkeypatch):
-    """By newer ones at a batch's end, V(s') and V(s) would differ where s' is s, which costs much of the return."""
+def test_a_batch_is_normalised_by_the_statistics_that_the_policy_acted_by(tmp_path, monkeypatch):
+    """By newer ones, V(s') and V(s) would differ where s' is s, which costs much of the return."""
     envs, learner = learner_for(run_dir=tmp_path / "run", img_dir=tmp_path)
-    seen, reached, step = [], [], envs.step
-    monkeypatch.setattr(envs, "step", lambda actions: reached.append(step(actions)) or reached[-1])
+    given, critic = [], learner.critic
+    monkeypatch.setattr(learner, "critic", lambda states: given.append(states) or critic(states))
+    seen = []
     with Run(learner.config, learner.parts) as run:
         observations = environments.reset_all(envs, 0)
-        batch, _ = epoch.collect(envs, observations, learner, run)
-    for t, (next_observations, *_) in enumerate(reached):
-        seen.append(observations)
-        data = np.concatenate(seen).astype(np.float64)
-        for states, raw in ((batch.states, observations), (batch.next_states, next_observations)):
-            expected = np.clip((raw - data.mean(0)) / np.sqrt(data.var(0) + 1e-8), -10, 10)
-            np.testing.assert_allclose(states[t], expected, rtol=1e-4, atol=1e-4)
-        observations = next_observations
+        for _ in range(3):
+            batch, observations = epoch.collect(envs, observations, learner, run)
+            learner.update_actor(batch, torch.tensor(1.0))
+            for states, array in zip(given[-2:], (batch.observations, batch.next_observations), strict=True):
+                raw = array.numpy()
+                if seen:
+                    data = np.concatenate(seen).astype(np.float64)
+                    raw = np.clip((raw - data.mean(0)) / np.sqrt(data.var(0) + 1e-8), -10, 10)
+                np.testing.assert_allclose(states, raw, rtol=1e-4, atol=1e-4)
+            seen.append(batch.observations.flatten(0, 1).numpy())
 
 
 @pytest.mark.parametrize("lr_scale", [1.0, 0.3])
@@ -136,24 +138,25 @@ def test_an_update_is_one_step_of_torchs_rmsprop_for_the_actor_and_several_for_t
     rates = (learner.config.actor_lr * lr_scale, learner.config.critic_lr * lr_scale)
     optimizers = [torch.optim.RMSprop(c.parameters(), lr=lr) for c, lr in zip(copies, rates, strict=True)]
     actor, critic = copies
-    normalizer = AdvantageNormalizer()
+    normalizer, reward_normalizer = AdvantageNormalizer(), RewardNormalizer(4, 0.99)
     with Run(learner.config, learner.parts) as run:
         observations = environments.reset_all(envs, 0)
         for _ in range(4):
             batch, observations = epoch.collect(envs, observations, learner, run)
+            done = torch.maximum(batch.terminated, batch.truncated)
             with torch.no_grad():
-                values, next_values = critic(batch.states), critic(batch.next_states)
-                advantages, returns = gae(
-                    batch.rewards, values, next_values, batch.terminated, batch.truncated, 0.99, 0.98
-                )
+                states, next_states = map(learner.obs_normalizer, (batch.observations, batch.next_observations))
+                values, next_values = critic(states), critic(next_states)
+                rewards = reward_normalizer(batch.rewards, done)
+                advantages, returns = gae(rewards, values, next_values, batch.terminated, batch.truncated, 0.99, 0.98)
                 advantages = normalizer(advantages)
-            policy = actor(batch.states)
+            policy = actor(states)
             loss = -(policy.log_prob(batch.actions) * advantages).mean() - 0.01 * policy.entropy().mean()
             norms = []
             for network, optimizer, steps in zip(copies, optimizers, (1, 3), strict=True):
                 for _ in range(steps):
                     if network is critic:
-                        loss = (critic(batch.states) - returns).square().mean()
+                        loss = (critic(states) - returns).square().mean()
                     optimizer.zero_grad()
                     loss.backward()
                     norms.append(torch.nn.utils.clip_grad_norm_(network.parameters(), 0.5).item())
@@ -190,7 +193,7 @@ def test_a_batch_gives_one_actor_step_and_is_gone_afterwards(tmp_path, monkeypat
 
 def test_the_next_episode_does_not_change_what_is_learned_from_this_one(tmp_path, monkeypatch):
     """Through the whole update: with the next episode's rewards changed, this one's advantages are the same."""
-    envs, learner = learner_for("CartPole-v1", run_dir=tmp_path / "run", img_dir=tmp_path)
+    envs, learner = learner_for("CartPole-v1", reward_norm=False, run_dir=tmp_path / "run", img_dir=tmp_path)
     with Run(learner.config, learner.parts) as run:
         observations = environments.reset_all(envs, 0)
         batch, observations = epoch.collect(envs, observations, learner, run)
@@ -201,13 +204,34 @@ def test_the_next_episode_does_not_change_what_is_learned_from_this_one(tmp_path
     changed[t + 1 :, n] += 50.0
     advantages = []
     monkeypatch.setattr(learner.advantage_normalizer, "forward", lambda a: advantages.append(a.clone()) or a)
-    nothing = torch.zeros(3)
-    monkeypatch.setattr(learner, "update_actor", lambda *a: nothing)
-    monkeypatch.setattr(learner, "update_critic", lambda *a: nothing[:2])
     for rewards in (batch.rewards, changed):
-        learner.update(batch._replace(rewards=rewards), 1.0)
+        _, other = learner_for("CartPole-v1", reward_norm=False)
+        other.advantage_normalizer = learner.advantage_normalizer
+        other.update(batch._replace(rewards=rewards), 1.0)
     assert torch.equal(advantages[0][: t + 1, n], advantages[1][: t + 1, n])
     assert (advantages[0][t + 1 :, n] != advantages[1][t + 1 :, n]).all()
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.5, 1.0])
+def test_held_noise_is_drawn_as_before_and_repeats_as_often_as_asked(probability):
+    torch.manual_seed(0)
+    noise = torch.randn(400, 50, 2)
+    held = hold(noise, probability)
+    torch.testing.assert_close(held[0], noise[0])
+    repeats = (held[1:] == held[:-1]).all(-1)
+    assert abs(repeats.double().mean() - probability) < 0.02
+    assert torch.equal(held[1:][~repeats], noise[1:][~repeats])
+    if probability < 1:
+        torch.testing.assert_close(held.std(), torch.tensor(1.0), atol=0.03, rtol=0)
+
+
+def test_noise_is_held_for_choices_alone_and_less_and_less(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(epoch, "hold", lambda noise, probability: asked.append(probability) or noise)
+    for name, expected in (("Pendulum-v0", []), ("CartPole-v1", [0.5, 0.375, 0.25, 0.125])):
+        settings = {"num_envs": 4, "sample_size": 32, "total_timesteps": 128}
+        epoch.train(epoch.Config(env=name, run_dir=tmp_path / name, img_dir=tmp_path, **settings))
+        assert asked == expected
 
 
 def test_critic_regresses_on_the_returns():

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils import gae
+from utils import discounted_sum, gae
 
 
 def direct_sum(rewards, values, next_values, terminated, truncated, gamma, gae_lambda):
@@ -101,8 +101,21 @@ def test_an_episode_does_not_see_the_next_one():
         assert (before[5:] != after[5:]).all()
 
 
+@given(seed=st.integers(0, 2**32 - 1), steps=st.integers(1, 40), rank=st.integers(1, 3))
+def test_discounted_sums_equal_the_recursion(seed, steps, rank):
+    rng = np.random.default_rng(seed)
+    terms, discounts = rng.normal(size=(2, steps, *[2] * (rank - 1)))
+    given_terms, given_discounts = terms.copy(), discounts.copy()
+    sums, expected = discounted_sum(terms, discounts), terms.copy()
+    for t in range(steps - 2, -1, -1):
+        expected[t] += discounts[t] * expected[t + 1]
+    np.testing.assert_allclose(sums, expected, rtol=1e-9, atol=1e-9)
+    np.testing.assert_array_equal(terms, given_terms)
+    np.testing.assert_array_equal(discounts, given_discounts)
+
+
 def test_tensors_give_what_arrays_give():
     batch = random_batch(2, 8, 3)
     advantages, returns = gae(*map(torch.from_numpy, batch), 0.99, 0.95)
-    np.testing.assert_array_equal(advantages.numpy(), gae(*batch, 0.99, 0.95)[0])
-    np.testing.assert_array_equal(returns.numpy(), gae(*batch, 0.99, 0.95)[1])
+    np.testing.assert_allclose(advantages.numpy(), gae(*batch, 0.99, 0.95)[0], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(returns.numpy(), gae(*batch, 0.99, 0.95)[1], rtol=1e-6, atol=1e-6)

@@ -15,7 +15,7 @@ from environments import ActionMap
 
 def learner_for(space=None, **settings):
     torch.manual_seed(0)
-    config = step.Config(hidden_sizes=(6, 5), **settings)
+    config = step.Config(hidden_sizes=(6, 5), compile=False, **settings)
     return step.A2C(config, 3, ActionMap(space or spaces.Box(-1, 1, (2,))))
 
 
@@ -102,16 +102,17 @@ def test_a_timestep_is_see_scale_update_and_act_in_this_order():
         observation = torch.tensor(rng.normal(size=3), dtype=torch.float32)
         reward, noise = float(rng.normal()), torch.tensor(rng.normal(size=2), dtype=torch.float32)
         scalars = torch.tensor([reward, 0.0, truncated, 0.5])
-        state, action, numbers = learner.learn_and_act(state, action, observation, scalars, noise)
+        state, action, env_action, numbers = learner.learn_and_act(state, action, observation, scalars, noise)
         total = total * 0.99 + reward
         returns.append(total)
         total *= 1 - truncated
         scaled = torch.tensor(reward / (np.std(returns) or 1.0), dtype=torch.float32)
         next_state = parts.see(observation)
         expected = parts.update(parts_state, parts_action, next_state, scaled, torch.tensor(0.0), torch.tensor(0.5))
-        parts_state, parts_action = next_state, parts.act(next_state, noise)
+        parts_state, (parts_action, parts_env_action) = next_state, parts.act(next_state, noise)
         torch.testing.assert_close(numbers, expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(action, parts_action, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(env_action, parts_env_action, rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_of_a_transition_is_kept(tmp_path, monkeypatch):
