@@ -92,7 +92,9 @@ class Batch(NamedTuple):
 class RMSprop(nn.Module):
     """Gradient descent scaled by the running mean of squares (Hinton 2012), of a gradient clipped to a norm.
 
-    What torch.optim.RMSprop does after torch.nn.utils.clip_grad_norm_, as three operations on one vector.
+    The mean is corrected for its start at zero, as Adam's is (Kingma and Ba 2015, arXiv 1412.6980); without that, the
+    first step is ten times as long as the learning rate means it to be, and throws some runs off for good. So this is
+    what torch.optim.Adam with betas (0, 0.99) does after torch.nn.utils.clip_grad_norm_, in operations on one vector.
 
     Args:
         theta: the parameters, (P,).
@@ -101,6 +103,7 @@ class RMSprop(nn.Module):
     """
 
     square: Tensor
+    updates: Tensor
     alpha, eps = 0.99, 1e-8
 
     def __init__(self, theta: Tensor, lr: float, max_grad_norm: float) -> None:
@@ -109,13 +112,16 @@ class RMSprop(nn.Module):
         self.lr = lr
         self.max_grad_norm = max_grad_norm
         self.register_buffer("square", torch.zeros_like(theta))
+        self.register_buffer("updates", theta.new_zeros(1))
 
     def step(self, gradient: Tensor, lr_scale: Tensor) -> Tensor:
         """Descend along a gradient, (P,); returns its norm before it was clipped, ()."""
         norm = gradient.norm()
         gradient = gradient * (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        self.updates.add_(1)
         self.square.lerp_(gradient.square(), 1 - self.alpha)
-        self.theta.sub_(self.lr * lr_scale * gradient / (self.square.sqrt() + self.eps))
+        mean_square = self.square / (1 - self.alpha**self.updates)
+        self.theta.sub_(self.lr * lr_scale * gradient / (mean_square.sqrt() + self.eps))
         return norm
 
 

@@ -83,7 +83,7 @@ def tianshou(num_envs: int, steps: int, timesteps: int) -> float:
     from tianshou.utils.net.continuous import ContinuousActorProbabilistic, ContinuousCritic
     from torch.distributions import Independent, Normal
 
-    env = gym.make(ENV)
+    env: Any = gym.make(ENV)
     envs = DummyVectorEnv([lambda: gym.make(ENV) for _ in range(num_envs)])
 
     def net() -> Net:

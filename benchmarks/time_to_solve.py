@@ -92,7 +92,7 @@ def stable_baselines3(algorithm: str, seed: int) -> None:
                 return True
             if a2c:
                 evaluation_env.obs_rms = env.obs_rms
-            score, _ = evaluate_policy(self.model, evaluation_env, EPISODES, warn=False)
+            score: Any = evaluate_policy(self.model, evaluation_env, EPISODES, warn=False)[0]
             return not solved(score, self.num_timesteps)
 
     model = getattr(stable_baselines3, algorithm)("MlpPolicy", env, **settings)

@@ -131,12 +131,13 @@ def test_a_batch_is_normalised_by_the_statistics_that_the_policy_acted_by(tmp_pa
 
 
 @pytest.mark.parametrize("lr_scale", [1.0, 0.3])
-def test_an_update_is_one_step_of_torchs_rmsprop_for_the_actor_and_several_for_the_critic(tmp_path, lr_scale):
+def test_an_update_is_one_step_of_torchs_optimizer_for_the_actor_and_several_for_the_critic(tmp_path, lr_scale):
     """Against torch's own optimiser and gradient clipping, layer by layer, on a copy of both networks."""
     envs, learner = learner_for("CartPole-v1", critic_updates=3, run_dir=tmp_path / "run", img_dir=tmp_path)
     copies = [copy.deepcopy(network.network) for network in (learner.actor, learner.critic)]
     rates = (learner.config.actor_lr * lr_scale, learner.config.critic_lr * lr_scale)
-    optimizers = [torch.optim.RMSprop(c.parameters(), lr=lr) for c, lr in zip(copies, rates, strict=True)]
+    betas = (0.0, 0.99)
+    optimizers = [torch.optim.Adam(c.parameters(), lr, betas) for c, lr in zip(copies, rates, strict=True)]
     actor, critic = copies
     normalizer, reward_normalizer = AdvantageNormalizer(), RewardNormalizer(4, 0.99)
     with Run(learner.config, learner.parts) as run:
