@@ -38,7 +38,7 @@ class Config(runs.RunConfig):
     """Discount of future rewards."""
     gae_lambda: float = 0.98
     """Decay of generalised advantage estimation; 0 switches it off and leaves the one-step TD error."""
-    actor_lr: float = 2.1e-3
+    actor_lr: float = 3e-3
     """Learning rate of the actor; it falls linearly to 0 over the run, as the critic's does."""
     critic_lr: float = 2.35e-3
     """Learning rate of the critic."""
