@@ -156,7 +156,7 @@ class A2C:
 
     @torch.no_grad()
     def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Sample actions for observations (N, D), as the actor puts them out, (N, A), and as the environments do."""
+        """Sample actions for observations (N, D): as the actor puts them out, (N, A), and as environments take them."""
         actions = self.sample(self.actor(self.obs_normalizer(observations)), noise)
         return actions, self.action_map(actions)
 

@@ -116,11 +116,7 @@ class ObservationNormalizer(RunningMeanStd):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Normalise observations (..., D); as they are, if none was ever seen. As float32, what the networks take."""
-        return self.normalize(observations, self.mean, self.var)
-
-    def normalize(self, observations: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-        """Normalise observations (..., D) by what `self.mean` and `self.var` were at some time."""
-        normalized = ((observations - mean) / (var + 1e-8).sqrt()).clamp(-10.0, 10.0)
+        normalized = ((observations - self.mean) / (self.var + 1e-8).sqrt()).clamp(-10.0, 10.0)
         return torch.where(self.count > 0, normalized, observations).float()
 
 

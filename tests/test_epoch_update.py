@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import signal
 import weakref
 
 import numpy as np
@@ -233,6 +234,18 @@ def test_noise_is_held_for_choices_alone_and_less_and_less(tmp_path, monkeypatch
         settings = {"num_envs": 4, "sample_size": 32, "total_timesteps": 128}
         epoch.train(epoch.Config(env=name, run_dir=tmp_path / name, img_dir=tmp_path, **settings))
         assert asked == expected
+
+
+def test_a_signal_is_heeded_once_a_timestep(tmp_path):
+    """Heeded between log and checkpoint, it would leave a checkpoint of timesteps that no log has."""
+    config = epoch.Config(run_dir=tmp_path / "run", img_dir=tmp_path)
+    with Run(config, {}) as run:
+        run.count(16)
+        signal.raise_signal(signal.SIGINT)
+        assert (run.unfinished, run.log_due, run.save_due) == (True, False, False)
+        run.count(16)
+        assert (run.unfinished, run.log_due, run.save_due) == (False, True, True)
+    assert run.exit_status == 128 + signal.SIGINT
 
 
 def test_critic_regresses_on_the_returns():
