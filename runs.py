@@ -32,7 +32,7 @@ from gymnasium import spaces
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import environments
@@ -505,16 +505,19 @@ def commit() -> str | None:
 class Compiled:
     """A method under torch.compile: compiled at its first call, for arguments of the shapes that it has there.
 
-    What else the method uses may change its numbers but not its nature: nothing is checked from then on, since
-    checking takes as long as the work. Where compiling fails, for want of a C++ compiler say, `failed` is told why and
-    the method runs as it is.
+    From then on the compiled code is called as such, with the tensors that it was compiled with but for the arguments:
+    what torch.compile would check and wrap around each call takes as long as the work. So whatever else the method
+    uses may change its numbers, in place, but not its nature. Where compiling fails, for want of a C++ compiler say,
+    `failed` is told why and the method runs as it is.
+
+    Args:
+        method: takes tensors and tuples of tensors, and returns a tensor or a tuple of them.
     """
 
     OPTIONS: ClassVar[dict[str, Any]] = {
         "cpp_wrapper": True,
         "memory_planning": True,  # one allocation for all that a call needs, not one each
         "size_asserts": False,
-        "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
         # Products of a vector and a matrix become loops, fused with all around them, not calls of a library.
         "post_grad_fusion_options": {"decompose_mm_pass": {"cpu_max_first_dimension_decomposition": 64}},
     }
@@ -525,20 +528,65 @@ class Compiled:
         self.fast: Callable[..., Any] | None = None
 
     def __call__(self, *args: Any) -> Any:
-        if self.fast is None:
-            try:
-                compiler: Any = torch.compile(self.method, fullgraph=True, options=self.OPTIONS)
-                compiled = compiler.aot_compile((args, {}))  # which leaves out most of torch.compile's own time a call
-                compiled.disable_guard_check()
-                self.fast = compiled.fn
-            except Exception as error:  # there is no telling what a compiler raises
-                self.failed(error)
-                self.fast = self.method
-        return self.fast(*args)
+        if self.fast:
+            return self.fast(*args)
+        try:
+            results, self.fast = self._compile(args)
+        except Exception as error:  # there is no telling what a compiler raises
+            self.failed(error)
+            self.fast = self.method
+            results = self.method(*args)
+        return results
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Leave nothing to pickle: torch.compile pickles the learner, of which other compiled methods are a part."""
-        return object, ()
+    def _compile(self, args: tuple[Any, ...]) -> tuple[Any, Callable[..., Any]]:
+        """Compile the method and call it once; returns what it returned, and the function to call from then on."""
+        from torch._inductor.compile_fx import compile_fx, compile_fx_inner  # which takes two seconds to import
+
+        inputs: list[Tensor] = []
+        outputs: list[Tensor] = []
+        calls: list[Callable[[list[Tensor]], list[Tensor]]] = []
+
+        def inner_compile(*args: Any, **options: Any) -> Any:
+            graph: Any = compile_fx_inner(*args, **options)
+            calls.append(graph.current_callable)
+
+            def record(given: list[Tensor]) -> list[Tensor]:
+                outputs[:] = calls[0](given)
+                return outputs
+
+            graph.current_callable = record
+            return graph
+
+        def backend(graph: Any, example_inputs: list[Tensor]) -> Any:
+            inputs.extend(example_inputs)
+            return compile_fx(graph, example_inputs, inner_compile=inner_compile, config_patches=self.OPTIONS)
+
+        method = torch.compile(self.method, backend=backend, fullgraph=True)
+        # What this cache finds never comes by inner_compile; compile_fx_inner has one of its own.
+        with torch._functorch.config.patch(enable_autograd_cache=False):
+            results = method(*args)
+        several = isinstance(results, tuple)
+        returned = list(results) if several else [results]
+        if list(map(id, returned)) != list(map(id, outputs)):
+            return results, method  # one that returns an argument, say: more is to be done than the compiled code does
+        call, sources = calls[0], flat(args)
+        places = [
+            (place, i) for place, given in enumerate(inputs) for i, source in enumerate(sources) if given is source
+        ]
+
+        def fast(*args: Any) -> Any:
+            given, sources = inputs.copy(), flat(args)
+            for place, i in places:
+                given[place] = sources[i]
+            results = call(given)
+            return results if several else results[0]
+
+        return results, fast
+
+
+def flat(args: tuple[Any, ...]) -> list[Any]:
+    """The tensors among arguments, those in tuples too."""
+    return [tensor for arg in args for tensor in (arg if isinstance(arg, tuple) else (arg,))]
 
 
 def compile_methods(learner: object, *names: str) -> None:

@@ -71,6 +71,27 @@ def test_two_compiled_learners_do_not_meet():
     assert (play(learners[2])[-1] - expected[0][-1]).abs().max() > 1e-3
 
 
+def test_a_method_whose_results_are_not_the_compiled_codes_is_right_all_the_same():
+    """Compiled code leaves out what it would return twice; its results are then not the method's as they stand."""
+    total = torch.zeros(1)
+
+    def method(numbers, pair):
+        total.add_(numbers.sum())
+        return total * 1, pair[1] * numbers, pair[1]
+
+    def twice(numbers, pair):
+        first, *rest = method(numbers, pair)
+        return first, first, *rest
+
+    for function in (method, twice):
+        total.zero_()
+        compiled = runs.Compiled(function, failed=pytest.fail)
+        for i in range(1, 4):
+            *sums, product, same = compiled(torch.ones(2), (torch.zeros(2), torch.full((2,), float(i))))
+            assert [float(value) for value in sums] == [2.0 * i] * len(sums)
+            assert product.tolist() == same.tolist() == [i, i]
+
+
 def test_without_a_compiler_it_says_so_once_and_runs_on(monkeypatch, capsys):
     eager, fallen_back = learner_for(epoch, CONTINUOUS), learner_for(epoch, CONTINUOUS)
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
