@@ -7,7 +7,7 @@ Read `train` first: it is the whole algorithm, and what it calls stands above it
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -54,6 +54,8 @@ class Config(runs.RunConfig):
     """Normalise observations by their running mean and deviation."""
     reward_norm: bool = True
     """Divide rewards by the running deviation of the discounted return."""
+    vector_backend: Literal["sync", "envpool"] = "sync"
+    """What steps the environments: sync, one after the other, or envpool (if installed), in C++ on all cores."""
     compile: bool = True
     """Compile acting and updating with torch.compile where the run is long enough to win the time back."""
 
@@ -277,7 +279,7 @@ def train(config: Config, env_fn: EnvFn | None = None) -> Run:
     """
     config.validate()
     torch.manual_seed(config.seed)
-    envs = environments.make_vector_env(config.env, config.num_envs, env_fn)
+    envs = environments.make_vector_env(config.env, config.num_envs, env_fn, config.vector_backend)
     action_map = ActionMap(envs.single_action_space)
     learner = A2C(config, spaces.flatdim(envs.single_observation_space), action_map)
     with Run(config, learner.parts) as run:

@@ -58,15 +58,79 @@ def make_env(env_id: str, env_fn: EnvFn | None = None, **kwargs: Any) -> gym.Env
     return env
 
 
-def make_vector_env(env_id: str, num_envs: int, env_fn: EnvFn | None = None) -> VectorEnv:
+def make_vector_env(env_id: str, num_envs: int, env_fn: EnvFn | None = None, backend: str = "sync") -> VectorEnv:
     """Make `num_envs` copies of an environment that step together; see `make_env` for arguments and errors.
 
     Where an episode has ended the caller resets, by `reset(options={"reset_mask": done})`.
+
+    Args:
+        backend: sync, one after the other in this process, or envpool, in C++ on all cores.
     """
     make_env(env_id, env_fn).close()  # one copy first, for the errors that name what is wrong
+    if backend == "envpool":
+        if env_fn:
+            raise UsageError("--vector-backend envpool steps only environments of its own; use sync with an env_fn")
+        return EnvPoolVectorEnv(env_id, num_envs)
     if env_fn is None and env_id == PENDULUM_V0:
         return gym.make_vec(env_id, num_envs, "vector_entry_point", autoreset_mode=AutoresetMode.DISABLED)
     return SyncVectorEnv([lambda: make_env(env_id, env_fn)] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
+
+
+class EnvPoolVectorEnv(VectorEnv):
+    """EnvPool's environments, written in C++ (Weng et al. 2022, arXiv 2206.10558); it must be installed.
+
+    Left alone, EnvPool spends the step after an episode's end on a reset, whatever the action: no transition. A caller
+    that resets by `options={"reset_mask": done}`, as with the other vector environments here, never meets that step.
+
+    Args:
+        env_id: an id that EnvPool has; observations must be vectors.
+        num_envs: number of environments.
+
+    Raises:
+        UsageError: EnvPool is not installed, or has no such environment.
+    """
+
+    def __init__(self, env_id: str, num_envs: int) -> None:
+        # EnvPool's float32 spaces are cut from float64 limits, which Gymnasium warns of.
+        warnings.filterwarnings("ignore", message=".*precision lowered by casting to float32")
+        try:
+            self.envpool = importlib.import_module("envpool")
+        except ImportError as error:
+            raise UsageError(
+                f"--vector-backend envpool cannot be imported ({first_line(error)}); pip install envpool, or use sync"
+            ) from error
+        if env_id not in self.envpool.list_all_envs():
+            raise UsageError(f"--vector-backend envpool has no {env_id}; use --vector-backend sync")
+        spec = self.envpool.make_spec(env_id)
+        self.single_observation_space, self.single_action_space = spec.observation_space, spec.action_space
+        if len(self.single_observation_space.shape or ()) != 1:
+            raise UsageError(
+                f"--vector-backend envpool has {env_id} with observations of {self.single_observation_space}, which are"
+                " no vectors; use --vector-backend sync"
+            )
+        self.env_id, self.num_envs = env_id, num_envs
+        self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        if seed is not None:  # EnvPool takes seeds only where it makes environments, and those of 31 bits
+            seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
+            settings = {"num_envs": self.num_envs, "seed": [(s or 0) % (2**31 - 1) for s in seeds]}
+            self.pool = self.envpool.make(self.env_id, env_type="gymnasium", **settings)
+            self.observations = self.pool.reset()[0]
+        else:
+            ids = np.flatnonzero(options["reset_mask"]) if options else np.arange(self.num_envs)
+            first_observations, info = self.pool.reset(ids.astype(np.int32))
+            self.observations = self.observations.copy()
+            self.observations[info["env_id"]] = first_observations
+        return self.observations, {}
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        self.observations, rewards, terminated, truncated, info = self.pool.step(actions)
+        return self.observations, rewards, terminated, truncated, info
 
 
 def reset_all(envs: VectorEnv, seed: int) -> np.ndarray:

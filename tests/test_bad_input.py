@@ -82,6 +82,8 @@ EPOCH_ONLY = [
     (["--num-envs", "0"], ["--num-envs 0"]),
     (["--critic-updates", "0"], ["--critic-updates 0"]),
     (["--gae-lambda", "-0.1"], ["--gae-lambda -0.1", "between 0 and 1"]),
+    (["--vector-backend", "threads"], ["--vector-backend", "threads", "sync", "envpool"]),
+    (["--vector-backend", "envpool"], ["--vector-backend envpool", "pip install envpool", "sync"]),
 ]
 STEP_ONLY = [(["--trace-lambda", "2"], ["--trace-lambda 2.0", "between 0 and 1"])]
 
@@ -94,8 +96,9 @@ STEP_ONLY = [(["--trace-lambda", "2"], ["--trace-lambda 2.0", "between 0 and 1"]
 def test_one_line_and_nothing_written(script, tmp_path, name, args, parts):
     (tmp_path / "bad.py").write_text(NAN_ENV)
     (tmp_path / "file").write_text("not a directory")
+    (tmp_path / "envpool.py").write_text("raise ImportError('No module named envpool')")
     refused(script(name, *args), 2, f"{name}: error: ", *parts)
-    assert {path.name for path in tmp_path.iterdir()} <= {"bad.py", "file", "__pycache__"}
+    assert {path.name for path in tmp_path.iterdir()} <= {"bad.py", "envpool.py", "file", "__pycache__"}
     assert (tmp_path / "file").read_text() == "not a directory"
 
 
