@@ -136,7 +136,7 @@ class A2C:
         actor = runs.make_actor(config, observation_size, action_map)
         self.actor, self.sample, self.noise = FlatNetwork(actor), actor.sample, actor.noise
         # V = 0 everywhere is hope, where rewards are negative: what was never tried looks better than what was.
-        critic = Critic(observation_size, config.hidden_sizes, config.activation, last_gain=0.0)
+        critic = Critic(observation_size, config.hidden, last_gain=0.0)
         self.critic = FlatNetwork(critic.to(config.device))
         self.actor_optimizer = RMSprop(self.actor.theta, config.actor_lr, config.max_grad_norm)
         self.critic_optimizer = RMSprop(self.critic.theta, config.critic_lr, config.max_grad_norm)

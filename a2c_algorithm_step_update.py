@@ -7,9 +7,10 @@ section 13.5, for actor-critic with eligibility traces; Elsayed et al. 2024 (arX
 with neural networks on a stream: normalised observations, scaled rewards and layer normalisation.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -37,25 +38,54 @@ class Config(runs.RunConfig):
     gamma: float = 0.99
     """Discount of future rewards."""
     trace_lambda: float = 0.8
-    """Decay of the eligibility traces; 0 is the textbook's one-step update."""
-    actor_lr: float = 3e-4
-    """Learning rate of the actor; it falls linearly to 0 over the run, as the critic's does."""
-    critic_lr: float = 3e-4
-    """Learning rate of the critic."""
+    """Decay of the eligibility traces; 0 is the one-step update."""
+    optimizer: Literal["rmsprop", "adam", "obgd"] = "rmsprop"
+    """What turns a trace and a TD error into a step: see TraceOptimizer."""
+    actor_lr: float | None = None
+    """Learning rate of the actor. Without it: 3e-4, for obgd 1."""
+    critic_lr: float | None = None
+    """Learning rate of the critic. Without it: 3e-4, for obgd 1."""
+    anneal_lr: bool = True
+    """Let the learning rates fall linearly to 0 over the run."""
+    ent_coef: float = 0.0
+    """Weight of the entropy bonus of the actor."""
     obs_norm: bool = True
     """Normalise observations by their running mean and deviation."""
     reward_norm: bool = True
     """Divide rewards by the running deviation of the discounted return."""
+    textbook: bool = False
+    """The naive algorithm, to see what the rest is worth: one-step updates by Adam, nothing normalised or limited."""
     compile: bool = True
     """Compile the update with torch.compile where the run is long enough to win the time back."""
 
     def validate(self) -> None:
         super().validate()
         for name in ("actor_lr", "critic_lr"):
-            runs.check(self, name, getattr(self, name) > 0, "must be greater than 0")
+            lr = getattr(self, name)
+            runs.check(self, name, lr is None or lr > 0, "must be greater than 0")
         for name in ("gamma", "trace_lambda"):
             runs.check(self, name, 0 <= getattr(self, name) <= 1, "must be between 0 and 1")
+        runs.check(self, "ent_coef", self.ent_coef >= 0, "must not be negative")
+        if self.textbook:
+            for name, value in TEXTBOOK.items():
+                runs.check(
+                    self,
+                    name,
+                    getattr(self, name) in (value, getattr(Config, name)),
+                    "contradicts --textbook; leave one out",
+                )
 
+
+TEXTBOOK: dict[str, Any] = {
+    "trace_lambda": 0.0,
+    "optimizer": "adam",
+    "anneal_lr": False,
+    "layer_norm": False,
+    "obs_norm": False,
+    "reward_norm": False,
+    "mean_limit": 0.0,
+}
+"""Settings of `--textbook`."""
 
 COMPILE_PAYS_FROM = 20_000
 """Timesteps after which compiling, which takes some 20 s, has won them back."""
@@ -65,41 +95,58 @@ class TraceOptimizer(nn.Module):
     """Moves parameters along their eligibility traces, by as much as the TD error says.
 
         e     <- gamma * lambda * e + grad f(s)             f = V(s) for the critic, log pi(a|s) for the actor
-        theta <- theta + lr * delta * e / sqrt(mean of (delta * e)^2)
+        theta <- theta + lr * step(delta * e)
 
-    The trace is all that stays of a transition: the fading sum of the gradients that led here, so that a surprise
-    also corrects the states and actions before the last. The mean of squares is RMSprop's, running and corrected for
-    its start at zero as Adam's is (Kingma and Ba 2015, arXiv 1412.6980): Adam without momentum, which the trace is
-    already.
+    The trace is all that stays of a transition: the fading sum of the gradients that led here, so that a surprise also
+    corrects the states and actions before the last. What `step` is depends on the rule:
+
+    - rmsprop: g / sqrt(mean of g^2), the mean running and corrected for its start at zero as Adam's is. Adam without
+      momentum, which the trace is already.
+    - adam: momentum besides, of g = delta * e (Kingma and Ba 2015, arXiv 1412.6980).
+    - obgd: g / max(1, lr * kappa * max(1, |delta|) * |e|_1), which bounds how far f(s) itself can move, so that no
+      step is so long that the TD error changes its sign (Elsayed et al. 2024, arXiv 2410.14606, algorithm 3).
 
     Args:
         theta: the parameters, (P,).
         decay: gamma * lambda; 0 leaves the gradient of the last step alone.
-        lr: learning rate.
+        rule: rmsprop, adam or obgd.
+        lr: learning rate; None for the rule's own.
+        kappa: of obgd, how much stricter than necessary its bound is.
     """
 
     trace: Tensor
+    mean: Tensor
     square: Tensor
     updates: Tensor
-    beta2, eps = 0.999, 1e-8
+    beta1, beta2, eps = 0.9, 0.999, 1e-8
 
-    def __init__(self, theta: Tensor, decay: float, lr: float) -> None:
+    def __init__(self, theta: Tensor, decay: float, rule: str, lr: float | None, kappa: float) -> None:
         super().__init__()
         self.theta = theta
         self.decay = decay
-        self.lr = lr
-        self.register_buffer("trace", torch.zeros_like(theta))
-        self.register_buffer("square", torch.zeros_like(theta))
+        self.rule = rule
+        self.lr = lr or (1.0 if rule == "obgd" else 3e-4)
+        self.kappa = kappa
+        for name in ("trace", "mean", "square"):
+            self.register_buffer(name, torch.zeros_like(theta))
         self.register_buffer("updates", theta.new_zeros(1))
 
     def step(self, gradient: Tensor, delta: Tensor, lr_scale: Tensor) -> None:
         """Add the gradient of f(s), (P,), to the trace, and climb along it by the TD error `delta`, ()."""
         self.trace.mul_(self.decay).add_(gradient)
         climb = delta * self.trace
-        self.updates.add_(1)
-        self.square.lerp_(climb.square(), 1 - self.beta2)
-        mean_square = self.square / (1 - self.beta2**self.updates)
-        self.theta.add_(self.lr * lr_scale * climb / (mean_square.sqrt() + self.eps))
+        if self.rule == "obgd":
+            bound = self.lr * self.kappa * delta.abs().clamp(min=1.0) * self.trace.abs().sum()
+            climb = climb / bound.clamp(min=1.0)
+        else:
+            self.updates.add_(1)
+            self.square.lerp_(climb.square(), 1 - self.beta2)
+            mean_square = self.square / (1 - self.beta2**self.updates)
+            if self.rule == "adam":
+                self.mean.lerp_(climb, 1 - self.beta1)
+                climb = self.mean / (1 - self.beta1**self.updates)
+            climb = climb / (mean_square.sqrt() + self.eps)
+        self.theta.add_(self.lr * lr_scale * climb)
 
 
 class A2C:
@@ -110,10 +157,10 @@ class A2C:
         self.action_map = action_map.to(config.device)
         actor = runs.make_actor(config, observation_size, action_map)
         self.actor, self.sample, self.noise = FlatNetwork(actor), actor.sample, actor.noise
-        self.critic = FlatNetwork(Critic(observation_size, config.hidden_sizes, config.activation).to(config.device))
-        decay = config.gamma * config.trace_lambda
-        self.actor_optimizer = TraceOptimizer(self.actor.theta, decay, config.actor_lr)
-        self.critic_optimizer = TraceOptimizer(self.critic.theta, decay, config.critic_lr)
+        self.critic = FlatNetwork(Critic(observation_size, config.hidden).to(config.device))
+        decay, rule = config.gamma * config.trace_lambda, config.optimizer
+        self.actor_optimizer = TraceOptimizer(self.actor.theta, decay, rule, config.actor_lr, kappa=3.0)
+        self.critic_optimizer = TraceOptimizer(self.critic.theta, decay, rule, config.critic_lr, kappa=2.0)
         self.obs_normalizer = ObservationNormalizer(observation_size).to(config.device)
         self.reward_normalizer = RewardNormalizer(1, config.gamma).to(config.device)
         self.parts = {
@@ -181,8 +228,12 @@ class A2C:
             delta, V(s) and log pi(a|s), (3,).
         """
         value_gradient, (value,) = self.critic.gradient(lambda value: (value,), state)
-        log_prob_gradient, (log_prob,) = self.actor.gradient(lambda policy: (policy.log_prob(action),), state)
         delta = reward + self.config.gamma * self.critic(next_state) * (1 - terminated) - value
+        # The step will be delta times this: the sign makes more of the entropy whichever way delta points.
+        ent_coef = self.config.ent_coef * delta.sign()
+        log_prob_gradient, (_, log_prob) = self.actor.gradient(
+            lambda policy: (policy.log_prob(action) + ent_coef * policy.entropy(), policy.log_prob(action)), state
+        )
         self.critic_optimizer.step(value_gradient, delta, lr_scale)
         self.actor_optimizer.step(log_prob_gradient, delta, lr_scale)
         return torch.stack((delta, value, log_prob))
@@ -218,6 +269,8 @@ def train(config: Config, env_fn: EnvFn | None = None) -> Run:
         TrainingError: a number that is not finite, or an environment that raised.
     """
     config.validate()
+    if config.textbook:
+        config = dataclasses.replace(config, **TEXTBOOK)
     torch.manual_seed(config.seed)
     potential = environments.load_potential(config.reward_shaping, config.env)
     env = environments.make_env(config.env, env_fn)
@@ -236,7 +289,7 @@ def train(config: Config, env_fn: EnvFn | None = None) -> Run:
                 state = learner.see(to_tensor(observation, config.device))
                 action, env_action = learner.act(state, learner.noise())
                 seed, episode_return, length = None, 0.0, 0
-            lr_scale = 1.0 - run.progress
+            lr_scale = 1.0 - run.progress if config.anneal_lr else 1.0
             next_observation, reward, terminated, truncated, _ = env.step(env_action.cpu().numpy()[()])
             run.count(1)
             done = terminated or truncated

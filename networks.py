@@ -1,11 +1,11 @@
-"""Actor and critic: small multilayer perceptrons with layer normalisation, and their initialisation.
+"""Actor and critic: small multilayer perceptrons, normalised layer by layer, and their initialisation.
 
 An actor maps observations (..., D) to a distribution over actions (..., A); a critic maps them to values (...,).
 """
 
+import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,69 +14,92 @@ from torch.distributions import Categorical, Independent, Normal
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "leaky_relu": nn.LeakyReLU}
 
 
-def mlp(sizes: Sequence[int], activation: str, last_gain: float) -> nn.Sequential:
-    """A perceptron of the given layer sizes, input and output included.
+class Hidden(NamedTuple):
+    """What stands between a network's input and its output."""
 
-    Each hidden layer is linear, normalised over its units (Ba et al. 2016, arXiv 1607.06450; without learned scale
-    and shift) and passed through the activation. Normalising keeps every unit in the range where its activation
-    bends, whatever the observations' scale and however far the weights have moved, and is what lets one set of
-    settings serve all environments. Weights start orthogonal, biases at zero.
+    sizes: Sequence[int] = (64, 64)
+    """Units in each layer."""
+    activation: str = "silu"
+    """A name in `ACTIVATIONS`."""
+    layer_norm: bool = True
+    """Whether each layer is normalised over its units (Ba et al. 2016, arXiv 1607.06450), without learned scale and
+    shift. It keeps every unit in the range where its activation bends, whatever the observations' scale and however far
+    the weights have moved, and is what lets one set of settings serve all environments."""
+    init: str = "orthogonal"
+    """What the weights start as, those of the output included: orthogonal or sparse."""
+
+
+def mlp(inputs: int, hidden: Hidden, outputs: int, last_gain: float) -> nn.Sequential:
+    """A perceptron; each hidden layer is linear, normalised over its units and passed through the activation.
 
     Args:
-        sizes: e.g. (3, 64, 64, 1).
-        activation: a name in `ACTIVATIONS`.
-        last_gain: scale of the last layer's weights.
+        last_gain: scale of the last layer's weights, where they start orthogonal.
     """
     layers: list[nn.Module] = []
-    for inputs, outputs in pairwise(sizes[:-1]):
-        layers += [
-            orthogonal(nn.Linear(inputs, outputs), 2**0.5),
-            nn.LayerNorm(outputs, elementwise_affine=False),
-            ACTIVATIONS[activation](),
-        ]
-    return nn.Sequential(*layers, orthogonal(nn.Linear(sizes[-2], sizes[-1]), last_gain))
+    for size in hidden.sizes:
+        norm = [nn.LayerNorm(size, elementwise_affine=False)] * hidden.layer_norm
+        layers += [start(nn.Linear(inputs, size), hidden.init, 2**0.5), *norm, ACTIVATIONS[hidden.activation]()]
+        inputs = size
+    return nn.Sequential(*layers, start(nn.Linear(inputs, outputs), hidden.init, last_gain))
 
 
-def orthogonal(layer: nn.Linear, gain: float) -> nn.Linear:
-    """Initialise a layer with orthogonal weights (Saxe et al. 2014, arXiv 1312.6120) and no bias."""
-    nn.init.orthogonal_(layer.weight, gain)
+def start(layer: nn.Linear, init: str, gain: float) -> nn.Linear:
+    """Initialise a layer, with no bias, and weights that are
+
+    - orthogonal (Saxe et al. 2014, arXiv 1312.6120), scaled by a gain, or
+    - sparse: of each unit's n inputs 9 in 10 are cut off, the others drawn between -1 / sqrt(n) and 1 / sqrt(n), so
+      that units share little and what one forgets another keeps (Elsayed et al. 2024, arXiv 2410.14606, algorithm 1).
+    """
     nn.init.zeros_(layer.bias)
+    if init == "orthogonal":
+        nn.init.orthogonal_(layer.weight, gain)
+    else:
+        inputs = layer.in_features
+        nn.init.uniform_(layer.weight, -(inputs**-0.5), inputs**-0.5)
+        cut = torch.rand(layer.weight.shape).argsort(dim=1) < math.ceil(0.9 * inputs)
+        layer.weight.data[cut] = 0.0
     return layer
 
 
 class GaussianActor(nn.Module):
     """Policy over A real numbers: a mean from the observation, a standard deviation of its own.
 
-    The deviation is one learned number an action, the same in every state, and starts at 1.
+    The deviation is one learned number an action, the same in every state, and starts at 1; or the network's softplus,
+    another one in every state.
 
     Args:
         observation_size: D.
         limits: for each of the A actions, how far from 0 its mean can go, which tanh sees to; infinite for no limit. A
             mean far outside the action's range would be clipped to the same action whatever the noise, and explore
             nothing.
-        hidden_sizes, activation: of the hidden layers, see `mlp`.
+        hidden: the hidden layers.
+        state_std: whether the deviation depends on the state.
     """
 
     limits: Tensor
 
-    def __init__(
-        self, observation_size: int, limits: Sequence[float], hidden_sizes: Sequence[int], activation: str
-    ) -> None:
+    def __init__(self, observation_size: int, limits: Sequence[float], hidden: Hidden, state_std: bool = False) -> None:
         super().__init__()
-        self.mean = mlp([observation_size, *hidden_sizes, len(limits)], activation, last_gain=0.01)
-        self.log_std = nn.Parameter(torch.zeros(len(limits)))
+        outputs = len(limits) * (2 if state_std else 1)
+        self.mean = mlp(observation_size, hidden, outputs, last_gain=0.01)
+        self.log_std = None if state_std else nn.Parameter(torch.zeros(len(limits)))
         self.register_buffer("limits", torch.tensor(limits), persistent=False)
 
     def forward(self, observations: Tensor) -> Independent:
         """The distribution of actions (..., A); its mode is the mean."""
         mean, limited = self.mean(observations), self.limits.isfinite()
+        if self.log_std is None:
+            mean, std = mean.chunk(2, dim=-1)
+            std = nn.functional.softplus(std)
+        else:
+            std = self.log_std.exp().expand_as(mean)
         limits = self.limits.where(limited, 1.0)  # an infinite one, though not chosen below, would leave a NaN
         mean = torch.where(limited, limits * (mean / limits).tanh(), mean)
-        return Independent(Normal(mean, self.log_std.exp().expand_as(mean), validate_args=False), 1)
+        return Independent(Normal(mean, std, validate_args=False), 1)
 
     def noise(self, *batch: int) -> Tensor:
         """What chance contributes to actions (*batch, A): standard normal numbers, (*batch, A)."""
-        return torch.randn(*batch, len(self.log_std), device=self.log_std.device)
+        return torch.randn(*batch, len(self.limits), device=self.limits.device)
 
     def sample(self, distribution: Independent, noise: Tensor) -> Tensor:
         """Actions (..., A) from what `forward` returned and noise drawn beforehand: nothing random to compile."""
@@ -92,12 +115,10 @@ class CategoricalActor(nn.Module):
 
     penalty: Tensor
 
-    def __init__(
-        self, observation_size: int, nvec: Sequence[int], hidden_sizes: Sequence[int], activation: str
-    ) -> None:
+    def __init__(self, observation_size: int, nvec: Sequence[int], hidden: Hidden) -> None:
         super().__init__()
         self.shape = (len(nvec), max(nvec))
-        self.logits = mlp([observation_size, *hidden_sizes, len(nvec) * max(nvec)], activation, last_gain=0.01)
+        self.logits = mlp(observation_size, hidden, len(nvec) * max(nvec), last_gain=0.01)
         missing = torch.arange(max(nvec)) >= torch.tensor(nvec)[:, None]
         self.register_buffer("penalty", torch.zeros(self.shape).masked_fill(missing, -torch.inf), persistent=False)
 
@@ -124,15 +145,13 @@ class Critic(nn.Module):
 
     Args:
         observation_size: D.
-        hidden_sizes, activation: of the hidden layers, see `mlp`.
-        last_gain: scale of the last layer's first weights; 0 starts from V = 0 everywhere.
+        hidden: the hidden layers.
+        last_gain: scale of the last layer's first weights, where they are orthogonal; 0 starts from V = 0 everywhere.
     """
 
-    def __init__(
-        self, observation_size: int, hidden_sizes: Sequence[int], activation: str, last_gain: float = 1.0
-    ) -> None:
+    def __init__(self, observation_size: int, hidden: Hidden, last_gain: float = 1.0) -> None:
         super().__init__()
-        self.value = mlp([observation_size, *hidden_sizes, 1], activation, last_gain)
+        self.value = mlp(observation_size, hidden, 1, last_gain)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Values (...,) of observations (..., D)."""

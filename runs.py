@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 import environments
 from environments import ActionMap, EnvFn
-from networks import CategoricalActor, GaussianActor
+from networks import CategoricalActor, GaussianActor, Hidden
 from utils import ObservationNormalizer, UsageError, plot_returns
 
 EPISODE_COLUMNS = ["timestep", "return", "length", "wall_time"]
@@ -79,19 +79,31 @@ class RunConfig:
     """Units in each hidden layer, of the actor and of the critic."""
     activation: Literal["silu", "leaky_relu"] = "silu"
     """Activation of the hidden layers."""
+    layer_norm: bool = True
+    """Normalise each hidden layer over its units."""
+    init: Literal["orthogonal", "sparse"] = "orthogonal"
+    """What the networks' weights start as."""
     mean_limit: float = 2.0
-    """How far the mean of a continuous action may leave its range (tanh keeps it there): 1 is the range's edge."""
+    """How far the mean of a continuous action may leave its range (tanh keeps it there): 1 is the range's edge, 0 is
+    for no limit."""
+    state_std: bool = False
+    """Let the deviation of a continuous action depend on the state, instead of learning one for all states."""
     device: str = "cpu"
     """Where the networks live: cpu, cuda or cuda:<n>. For networks this small the CPU is the faster one."""
     reward_shaping: str | None = None
     """Potential that shapes the reward: built-in (MountainCar) or module:function, from observations (N, D) to (N,)."""
+
+    @property
+    def hidden(self) -> Hidden:
+        """The hidden layers of the networks."""
+        return Hidden(self.hidden_sizes, self.activation, self.layer_norm, self.init)
 
     def validate(self) -> None:
         """Raise a `UsageError` for the first setting that cannot be."""
         for name in ("total_timesteps", "checkpoint_interval"):
             check(self, name, getattr(self, name) > 0, "must be at least 1")
         check(self, "hidden_sizes", all(size > 0 for size in self.hidden_sizes), "must all be at least 1")
-        check(self, "mean_limit", 0 < self.mean_limit < math.inf, "must be greater than 0, and finite")
+        check(self, "mean_limit", 0 <= self.mean_limit < math.inf, "must be finite, and 0 or more")
         check(self, "seed", 0 <= self.seed < 2**32, "must be between 0 and 4294967295")
         try:
             torch.zeros(1, device=self.device)
@@ -543,15 +555,15 @@ class Compiled:
         """Compile the method and call it once; returns what it returned, and the function to call from then on."""
         from torch._inductor.compile_fx import compile_fx, compile_fx_inner  # which takes two seconds to import
 
-        inputs: list[Tensor] = []
+        inputs: list[Tensor | None] = []
         outputs: list[Tensor] = []
-        calls: list[Callable[[list[Tensor]], list[Tensor]]] = []
+        calls: list[Callable[[list[Any]], list[Tensor]]] = []
 
         def inner_compile(*args: Any, **options: Any) -> Any:
             graph: Any = compile_fx_inner(*args, **options)
             calls.append(graph.current_callable)
 
-            def record(given: list[Tensor]) -> list[Tensor]:
+            def record(given: list[Any]) -> list[Tensor]:
                 outputs[:] = calls[0](given)
                 return outputs
 
@@ -562,7 +574,8 @@ class Compiled:
             inputs.extend(example_inputs)
             return compile_fx(graph, example_inputs, inner_compile=inner_compile, config_patches=self.OPTIONS)
 
-        method = torch.compile(self.method, backend=backend, fullgraph=True)
+        # Apart from all else that was compiled in this process: torch.compile gives up at the ninth variant.
+        method = torch.compile(self.method, backend=backend, fullgraph=True, isolate_recompiles=True)
         # What this cache finds never comes by inner_compile; compile_fx_inner has one of its own.
         with torch._functorch.config.patch(enable_autograd_cache=False):
             results = method(*args)
@@ -574,6 +587,8 @@ class Compiled:
         places = [
             (place, i) for place, given in enumerate(inputs) for i, source in enumerate(sources) if given is source
         ]
+        for place, _ in places:
+            inputs[place] = None  # not kept
 
         def fast(*args: Any) -> Any:
             given, sources = inputs.copy(), flat(args)
@@ -627,9 +642,10 @@ class Policy:
 def make_actor(config: RunConfig, observation_size: int, action_map: ActionMap) -> GaussianActor | CategoricalActor:
     """A Gaussian actor for continuous actions, else a categorical one."""
     if action_map.continuous:
-        limits = [config.mean_limit if bounded else math.inf for bounded in action_map.bounded]
-        return GaussianActor(observation_size, limits, config.hidden_sizes, config.activation).to(config.device)
-    return CategoricalActor(observation_size, action_map.nvec, config.hidden_sizes, config.activation).to(config.device)
+        limit = config.mean_limit or math.inf
+        limits = [limit if bounded else math.inf for bounded in action_map.bounded]
+        return GaussianActor(observation_size, limits, config.hidden, config.state_std).to(config.device)
+    return CategoricalActor(observation_size, action_map.nvec, config.hidden).to(config.device)
 
 
 def load_policy(directory: Path) -> tuple[Policy, str]:

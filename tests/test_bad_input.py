@@ -68,6 +68,7 @@ BOTH = [
     (["--hidden-sizes", "64", "0"], ["--hidden-sizes"]),
     (["--actor-lr", "0"], ["--actor-lr 0.0", "greater than 0"]),
     (["--seed", "-1"], ["--seed -1"]),
+    (["--init", "zero"], ["--init", "zero", "sparse"]),
     (["--mean-limit", "inf"], ["--mean-limit inf", "finite"]),
     (["--device", "cuda:99"], ["--device cuda:99", "cpu"]),
     (["--device", "toaster"], ["--device toaster", "cpu"]),
@@ -85,7 +86,11 @@ EPOCH_ONLY = [
     (["--vector-backend", "threads"], ["--vector-backend", "threads", "sync", "envpool"]),
     (["--vector-backend", "envpool"], ["--vector-backend envpool", "pip install envpool", "sync"]),
 ]
-STEP_ONLY = [(["--trace-lambda", "2"], ["--trace-lambda 2.0", "between 0 and 1"])]
+STEP_ONLY = [
+    (["--trace-lambda", "2"], ["--trace-lambda 2.0", "between 0 and 1"]),
+    (["--optimizer", "sgd"], ["--optimizer", "sgd", "rmsprop", "obgd"]),
+    (["--textbook", "--trace-lambda", "0.9"], ["--trace-lambda 0.9", "--textbook"]),
+]
 
 
 @pytest.mark.parametrize(

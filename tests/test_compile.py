@@ -1,5 +1,8 @@
 """Compiled and eager give the same numbers, and without a compiler a run goes on."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -90,6 +93,27 @@ def test_a_method_whose_results_are_not_the_compiled_codes_is_right_all_the_same
             *sums, product, same = compiled(torch.ones(2), (torch.zeros(2), torch.full((2,), float(i))))
             assert [float(value) for value in sums] == [2.0 * i] * len(sums)
             assert product.tolist() == same.tolist() == [i, i]
+
+
+def test_many_runs_in_one_process_are_all_compiled():
+    """torch.compile gives up on a function at its ninth variant."""
+    for _ in range(10):
+        learner = learner_for(epoch, CONTINUOUS)
+        runs.compile_methods(learner, "act")
+        learner.act(torch.randn(4, 3), torch.randn(4, 2))
+        assert learner.act.fast != learner.act.method
+
+
+def test_arguments_are_not_kept():
+    learner = learner_for(step, CONTINUOUS)
+    runs.compile_methods(learner, "learn_and_act")
+    arguments = torch.randn(3), torch.randn(2), torch.randn(3), torch.zeros(4), torch.randn(2)
+    for _ in range(2):
+        learner.learn_and_act(*arguments)
+    references = [weakref.ref(argument) for argument in arguments]
+    del arguments
+    gc.collect()
+    assert not any(reference() is not None for reference in references)
 
 
 def test_without_a_compiler_it_says_so_once_and_runs_on(monkeypatch, capsys):

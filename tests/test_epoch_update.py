@@ -13,7 +13,7 @@ from gymnasium import spaces
 import a2c_algorithm_epoch_update as epoch
 import environments
 from environments import ActionMap
-from networks import CategoricalActor, Critic, GaussianActor
+from networks import CategoricalActor, Critic, GaussianActor, Hidden
 from runs import Run
 from utils import AdvantageNormalizer, RewardNormalizer, gae, hold
 
@@ -25,11 +25,11 @@ def actor_and_batch(space, batch=7):
     torch.manual_seed(0)
     if space is CONTINUOUS:
         actor, actions = (
-            GaussianActor(3, [1.0, float("inf")], [5, 4], "silu"),
+            GaussianActor(3, [1.0, float("inf")], Hidden([5, 4])),
             torch.randn(batch, 2, dtype=torch.float64),
         )
     else:
-        actor = CategoricalActor(3, [2, 4], [5, 4], "silu")
+        actor = CategoricalActor(3, [2, 4], Hidden([5, 4]))
         actions = torch.stack([torch.randint(0, n, (batch,)) for n in (2, 4)], dim=1)
     actor.double()
     for parameter in actor.parameters():
@@ -249,12 +249,12 @@ def test_a_signal_is_heeded_once_a_timestep(tmp_path):
 
 
 def test_critic_regresses_on_the_returns():
-    critic = Critic(3, [16, 16], "silu")
+    critic = Critic(3, Hidden([16, 16]))
     assert critic(torch.randn(5, 4, 3)).shape == (5, 4)
 
 
 def test_layer_norm_makes_the_actor_blind_to_the_scale_of_its_first_layer():
-    actor = GaussianActor(3, [2.0], [16, 16], "silu")
+    actor = GaussianActor(3, [2.0], Hidden([16, 16]))
     actor.log_std.data.zero_()
     observations = torch.randn(4, 3)
     before = actor(observations).mode
@@ -265,7 +265,7 @@ def test_layer_norm_makes_the_actor_blind_to_the_scale_of_its_first_layer():
 
 
 def test_a_mean_stays_within_its_limit():
-    actor = GaussianActor(3, [2.0, float("inf")], [16], "silu")
+    actor = GaussianActor(3, [2.0, float("inf")], Hidden([16]))
     actor.mean[-1].weight.data *= 1e4
     mean = actor(torch.randn(100, 3)).mode
     assert 1 < mean[:, 0].abs().max() <= 2
@@ -285,7 +285,7 @@ def test_advantages_are_divided_by_their_running_deviation():
 
 
 def test_a_choice_that_is_not_there_is_never_taken():
-    actor = CategoricalActor(2, [2, 5], [8], "silu")
+    actor = CategoricalActor(2, [2, 5], Hidden([8]))
     samples = actor.sample(actor(torch.randn(2000, 2)), actor.noise(2000))
     assert samples[:, 0].max() == 1
     assert samples[:, 1].max() == 4

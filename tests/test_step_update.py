@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import json
 import weakref
 
 import numpy as np
@@ -27,46 +28,104 @@ def transition(rng, space):
     return state, action, next_state, torch.tensor(rng.normal(), dtype=torch.float32)
 
 
+def one_step(rule, climb, state, t, delta, traces, lr):
+    """A parameter's step along climb = delta * e, by the equations of the rule's source; `state` is the rule's own."""
+    if rule == "obgd":
+        kappa, norm = state["kappa"], sum(trace.abs().sum().item() for trace in traces)
+        return climb * min(lr, 1 / (kappa * max(abs(delta), 1) * norm))
+    state["square"] = 0.999 * state.get("square", 0.0) + 0.001 * climb**2
+    scale = (state["square"] / (1 - 0.999**t)).sqrt() + 1e-8
+    if rule == "adam":
+        state["mean"] = 0.9 * state.get("mean", 0.0) + 0.1 * climb
+        climb = state["mean"] / (1 - 0.9**t)
+    return lr * climb / scale
+
+
 @pytest.mark.parametrize("trace_lambda", [0.0, 0.8])
+@pytest.mark.parametrize("optimizer", ["rmsprop", "adam", "obgd"])
 @pytest.mark.parametrize("space", [spaces.Box(-1, 1, (2,)), spaces.Discrete(3)], ids=["box", "discrete"])
-def test_updates_equal_the_equations_written_out(trace_lambda, space):
+def test_updates_equal_the_equations_written_out(trace_lambda, optimizer, space):
     """Five transitions, an episode's end among them, against the recursion in plain autograd, trace by trace."""
-    gamma = 0.9
-    learner = learner_for(space, gamma=gamma, trace_lambda=trace_lambda, actor_lr=1e-2, critic_lr=2e-2)
-    nets = {
-        "critic": (copy.deepcopy(learner.critic.network), 2e-2),
-        "actor": (copy.deepcopy(learner.actor.network), 1e-2),
-    }
-    critic, actor = nets["critic"][0], nets["actor"][0]
-    traces = {name: [torch.zeros_like(p) for p in net.parameters()] for name, (net, _) in nets.items()}
-    squares = {name: [torch.zeros_like(p) for p in net.parameters()] for name, (net, _) in nets.items()}
+    gamma, ent_coef = 0.9, 0.1
+    lrs = {"critic": 0.4, "actor": 0.8} if optimizer == "obgd" else {"critic": 2e-2, "actor": 1e-2}
+    settings = {"actor_lr": lrs["actor"], "critic_lr": lrs["critic"], "ent_coef": ent_coef, "optimizer": optimizer}
+    learner = learner_for(space, gamma=gamma, trace_lambda=trace_lambda, **settings)
+    nets = {"critic": copy.deepcopy(learner.critic.network), "actor": copy.deepcopy(learner.actor.network)}
+    kappas = {"critic": 2.0, "actor": 3.0}
+    traces = {name: [torch.zeros_like(p) for p in net.parameters()] for name, net in nets.items()}
+    states = {name: [{"kappa": kappas[name]} for _ in net.parameters()] for name, net in nets.items()}
     rng = np.random.default_rng(0)
     for t in range(1, 6):
         state, action, next_state, reward = transition(rng, space)
         terminated = torch.tensor(float(t == 3))
-        value, log_prob = critic(state), actor(state).log_prob(action)
-        next_value = 0.0 if t == 3 else critic(next_state).item()
+        value, policy = nets["critic"](state), nets["actor"](state)
+        next_value = 0.0 if t == 3 else nets["critic"](next_state).item()
         delta = reward.item() + gamma * next_value - value.item()
-        gradients = {
-            "critic": torch.autograd.grad(value, list(critic.parameters())),
-            "actor": torch.autograd.grad(log_prob, list(actor.parameters())),
-        }
-        for name, (net, lr) in nets.items():
-            for i, parameter in enumerate(net.parameters()):
-                traces[name][i] = gamma * trace_lambda * traces[name][i] + gradients[name][i]
-                climb = delta * traces[name][i]
-                squares[name][i] = 0.999 * squares[name][i] + 0.001 * climb**2
-                scale = (squares[name][i] / (1 - 0.999**t)).sqrt() + 1e-8
-                parameter.data += lr * 0.5 * climb / scale
+        climbed = {"critic": value, "actor": policy.log_prob(action) + ent_coef * np.sign(delta) * policy.entropy()}
+        for name, net in nets.items():
+            gradients = torch.autograd.grad(climbed[name], list(net.parameters()))
+            traces[name] = [gamma * trace_lambda * e + g for e, g in zip(traces[name], gradients, strict=True)]
+        for name, net in nets.items():
+            for parameter, own, trace in zip(net.parameters(), states[name], traces[name], strict=True):
+                change = one_step(optimizer, delta * trace, own, t, delta, traces[name], lrs[name])
+                parameter.data += 0.5 * change
+        log_prob = policy.log_prob(action).item()
         numbers = learner.update(state, action, next_state, reward, terminated, torch.tensor(0.5))
-        np.testing.assert_allclose(numbers, [delta, value.item(), log_prob.item()], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(numbers, [delta, value.item(), log_prob], rtol=1e-4, atol=1e-5)
         if t == 3:
             learner.end_episode()
             for name in nets:
                 traces[name] = [torch.zeros_like(trace) for trace in traces[name]]
-    for own, (net, _) in ((learner.critic, nets["critic"]), (learner.actor, nets["actor"])):
+    for own, net in ((learner.critic, nets["critic"]), (learner.actor, nets["actor"])):
         for a, b in zip(own.network.parameters(), net.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_obgd_never_overshoots_on_a_linear_function():
+    """V = theta . x moves by at most |delta| / kappa, whatever the size of delta and of the trace, where |x| <= 1."""
+    rng = np.random.default_rng(0)
+    for size in (1e-3, 1.0, 1e3):
+        theta = torch.zeros(50)
+        optimizer = step.TraceOptimizer(theta, 0.0, "obgd", None, kappa=2.0)
+        for _ in range(20):
+            x = torch.tensor(rng.uniform(-1, 1, 50), dtype=torch.float32)
+            delta, before = torch.tensor(size * rng.normal(), dtype=torch.float32), theta.clone()
+            optimizer.step(x, delta, torch.tensor(1.0))
+            change = ((theta - before) @ x).item()
+            assert 0 < change / delta.item() <= 1 / 2 + 1e-4
+
+
+def test_textbook_is_adam_on_the_one_step_update_and_nothing_else():
+    """Raw observations and rewards, against torch.optim.Adam on the textbook's two losses."""
+    space = spaces.Box(-1, 1, (2,))
+    learner = learner_for(space, **step.TEXTBOOK)
+    modules = {type(module) for network in (learner.actor, learner.critic) for module in network.network.modules()}
+    assert torch.nn.LayerNorm not in modules
+    actor, critic = copy.deepcopy(learner.actor.network), copy.deepcopy(learner.critic.network)
+    optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters()], lr=3e-4)
+    rng = np.random.default_rng(0)
+    action, state = torch.zeros(2), learner.see(torch.zeros(3))
+    for _ in range(5):
+        observation, reward = torch.tensor(rng.normal(5, 9, 3), dtype=torch.float32), float(rng.normal(-8))
+        scalars, noise = torch.tensor([reward, 0.0, 0.0, 1.0]), torch.tensor(rng.normal(size=2), dtype=torch.float32)
+        delta = reward + 0.99 * critic(observation).detach() - critic(state)
+        (delta.square() / 2 - actor(state).log_prob(action) * delta.detach()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        state, action, _, numbers = learner.learn_and_act(state, action, observation, scalars, noise)
+        assert torch.equal(state, observation)
+        torch.testing.assert_close(numbers[0], delta.detach(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(action, actor.mean(observation).detach() + actor.log_std.exp().detach() * noise)
+    for own, network in ((learner.actor, actor), (learner.critic, critic)):
+        torch.testing.assert_close(own.theta, torch.nn.utils.parameters_to_vector(network.parameters()))
+
+
+def test_textbook_run_is_what_it_says(tmp_path):
+    run = step.train(step.Config(textbook=True, total_timesteps=300, run_dir=tmp_path / "run", img_dir=tmp_path))
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert {name: saved[name] for name in step.TEXTBOOK} == step.TEXTBOOK
+    assert run.config.textbook
+    assert run.policy.normalizer.count == 0
 
 
 def test_lambda_0_keeps_nothing_of_the_transition_before():
