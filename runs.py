@@ -575,7 +575,8 @@ class Compiled:
             return compile_fx(graph, example_inputs, inner_compile=inner_compile, config_patches=self.OPTIONS)
 
         # Apart from all else that was compiled in this process: torch.compile gives up at the ninth variant.
-        method = torch.compile(self.method, backend=backend, fullgraph=True, isolate_recompiles=True)
+        options: Any = {"backend": backend, "fullgraph": True, "isolate_recompiles": True}
+        method = torch.compile(self.method, **options)
         # What this cache finds never comes by inner_compile; compile_fx_inner has one of its own.
         with torch._functorch.config.patch(enable_autograd_cache=False):
             results = method(*args)
