@@ -282,16 +282,16 @@ def train(config: Config, env_fn: EnvFn | None = None) -> Run:
     envs = environments.make_vector_env(config.env, config.num_envs, env_fn, config.vector_backend)
     action_map = ActionMap(envs.single_action_space)
     learner = A2C(config, spaces.flatdim(envs.single_observation_space), action_map)
-    with Run(config, learner.parts) as run:
+    with Run(config, learner.parts, envs) as run:
         run.policy = runs.Policy(learner.actor.network, learner.obs_normalizer, action_map)
-        observations = environments.reset_all(envs, run.env_seed)
+        (observations,) = run.resumed or (environments.reset_all(envs, run.env_seed),)
         while run.unfinished:
             lr_scale = 1.0 - run.progress
             batch, observations = collect(envs, observations, learner, run)
             run.log_update(learner.update(batch, lr_scale))
             del batch  # the actor has changed: these are no longer its transitions
             if run.save_due:
-                run.save()
+                run.save(observations)
     envs.close()
     return run
 

@@ -276,11 +276,13 @@ def train(config: Config, env_fn: EnvFn | None = None) -> Run:
     env = environments.make_env(config.env, env_fn)
     action_map = ActionMap(env.action_space)
     learner = A2C(config, spaces.flatdim(env.observation_space), action_map)
-    with Run(config, learner.parts) as run:
+    with Run(config, learner.parts, env) as run:
         run.policy = runs.Policy(learner.actor.network, learner.obs_normalizer, action_map)
-        log: list[list[float]] = []
         seed: int | None = run.env_seed
-        done = True
+        done, log = True, []
+        if run.resumed:
+            seed = None
+            done, log, observation, state, action, env_action, episode_return, length = run.resumed
         while run.unfinished:
             if done:
                 learner.end_episode()
@@ -319,7 +321,7 @@ def train(config: Config, env_fn: EnvFn | None = None) -> Run:
                 log.clear()
             observation = next_observation
             if run.save_due:
-                run.save()
+                run.save(done, log, observation, state, action, env_action, episode_return, length)
     env.close()
     return run
 

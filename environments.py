@@ -66,10 +66,10 @@ def make_vector_env(env_id: str, num_envs: int, env_fn: EnvFn | None = None, bac
     Args:
         backend: sync, one after the other in this process, or envpool, in C++ on all cores.
     """
-    make_env(env_id, env_fn).close()  # one copy first, for the errors that name what is wrong
     if backend == "envpool":
         if env_fn:
             raise UsageError("--vector-backend envpool steps only environments of its own; use sync with an env_fn")
+        make_env(env_id).close()  # for the errors that name what is wrong; and the policy is evaluated without EnvPool
         return EnvPoolVectorEnv(env_id, num_envs)
     if env_fn is None and env_id == PENDULUM_V0:
         return gym.make_vec(env_id, num_envs, "vector_entry_point", autoreset_mode=AutoresetMode.DISABLED)

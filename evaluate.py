@@ -1,19 +1,26 @@
-"""Score a trained run: play whole episodes with its policy, its normaliser frozen, and print one JSON object.
+"""Score a trained run, film it, or draw its policy.
 
-python evaluate.py runs/DIR --episodes 100 --seed 7
+python evaluate.py runs/DIR --episodes 100 --seed 7          # the last line is one JSON object
+python evaluate.py runs/DIR --episodes 3 --video out.mp4
+python evaluate.py runs/DIR --policy-map map.png
 """
 
 import dataclasses
 import json
 import sys
+import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import gymnasium as gym
+import numpy as np
 import torch
 import tyro
+from gymnasium.wrappers import RecordVideo
 
+import environments
 import runs
-from utils import UsageError
+from utils import UsageError, plot_maps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,16 +35,88 @@ class Config:
     """Seed of the environments and, with --stochastic, of the actions."""
     stochastic: bool = False
     """Sample actions from the policy, as in training, instead of taking its mode."""
+    video: Path | None = None
+    """Film the episodes, one after the other, into this file (.mp4)."""
+    render: bool = False
+    """Show the episodes, one after the other, in a window."""
+    policy_map: Path | None = None
+    """Draw what the policy does, and what the critic expects, in every state (.png): for Pendulum and environments
+    whose observations are two numbers."""
+
+    def validate(self) -> None:
+        """Raise a `UsageError` for the first setting that cannot be."""
+        if self.episodes < 1:
+            raise UsageError(f"--episodes {self.episodes} must be at least 1")
+        if self.video and self.render:
+            raise UsageError("--video and --render exclude each other: choose one")
+        for flag, path, suffix in (("--video", self.video, ".mp4"), ("--policy-map", self.policy_map, ".png")):
+            if path:
+                if path.suffix != suffix:
+                    raise UsageError(f"{flag} {path} must end in {suffix}")
+                runs.check_writable(flag, path.parent)
+
+
+def watch(policy: runs.Policy, env_id: str, config: Config) -> dict[str, Any]:
+    """Score episodes played one after the other, in a window or into a film."""
+    flag, mode = ("--video", "rgb_array") if config.video else ("--render", "human")
+    with tempfile.TemporaryDirectory() as folder:
+
+        def make() -> gym.Env:
+            env = environments.make_env(env_id, render_mode=mode)
+            if config.video:  # one film of all episodes
+                env = RecordVideo(
+                    env, f"{folder}/film", lambda i: i == 0, video_length=sys.maxsize, disable_logger=True
+                )
+            return env
+
+        try:
+            score = runs.evaluate(policy, env_id, config.episodes, config.seed, config.stochastic, make, num_envs=1)
+        except Exception as error:  # no screen, no OpenGL, no encoder: each library has errors of its own
+            raise UsageError(f"{flag} does not work here: {environments.first_line(error)}") from error
+        if config.video:
+            (film,) = Path(folder).glob("film/*.mp4")
+            config.video.parent.mkdir(parents=True, exist_ok=True)
+            config.video.write_bytes(film.read_bytes())
+    return score
+
+
+def draw_policy_map(path: Path, directory: Path, policy: runs.Policy, env_id: str) -> None:
+    """Draw the policy's mode and the critic's value over a state space of two dimensions."""
+    space: Any = environments.make_env(env_id).observation_space
+    if "Pendulum-v" in env_id and space.shape == (3,):
+        names, low, high = ("angle from upright (rad)", "angular speed (rad/s)"), (-np.pi, -8.0), (np.pi, 8.0)
+    elif space.shape == (2,) and np.isfinite([space.low, space.high]).all():
+        names, low, high = ("observation 0", "observation 1"), space.low, space.high
+        if env_id.startswith("MountainCar"):
+            names = ("position", "velocity")
+    else:
+        raise UsageError(f"--policy-map: observations of {env_id} are not two bounded numbers, and not Pendulum's")
+    x, y = (np.linspace(a, b, 201) for a, b in zip(low, high, strict=True))
+    states = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2).astype(np.float32)
+    observations = states
+    if space.shape == (3,):
+        observations = np.stack([np.cos(states[:, 0]), np.sin(states[:, 0]), states[:, 1]], axis=1)
+    actions = np.asarray(policy(observations)).reshape(len(states), -1)
+    if actions.shape[1] != 1:
+        raise UsageError(f"--policy-map: an action of {env_id} is {actions.shape[1]} numbers, not one")
+    values = runs.load_critic(directory, policy)(observations)
+    panels = {"action (mode of the policy)": actions, "value (discounted, scaled reward to come)": values}
+    maps = {title: numbers.reshape(len(y), len(x)) for title, numbers in panels.items()}
+    plot_maps(path, x, y, names, maps, f"A2C: {env_id}")
 
 
 def main() -> None:
     torch.set_num_threads(1)
     try:
         config = runs.tyro_cli(Config, sys.argv[1:])
-        if config.episodes < 1:
-            raise UsageError(f"--episodes {config.episodes} must be at least 1")
+        config.validate()
         policy, env_id = runs.load_policy(config.directory)
-        score = runs.evaluate(policy, env_id, config.episodes, config.seed, config.stochastic)
+        if config.policy_map:
+            draw_policy_map(config.policy_map, config.directory, policy, env_id)
+        if config.video or config.render:
+            score = watch(policy, env_id, config)
+        else:
+            score = runs.evaluate(policy, env_id, config.episodes, config.seed, config.stochastic)
     except UsageError as error:
         runs.fail(error, 2)
     print(json.dumps(score))

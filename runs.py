@@ -8,6 +8,8 @@ import contextlib
 import csv
 import ctypes
 import dataclasses
+import errno
+import hashlib
 import importlib.metadata
 import io
 import json
@@ -21,24 +23,29 @@ import sys
 import time
 import traceback
 import zipfile
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, Self, TypeVar
 
+import gymnasium as gym
 import numpy as np
 import torch
 import tyro
+from filelock import FileLock, Timeout
 from gymnasium import spaces
-from tensorboard.compat.proto.event_pb2 import Event
+from gymnasium.vector import VectorEnv
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import env_states
 import environments
 from environments import ActionMap, EnvFn
-from networks import CategoricalActor, GaussianActor, Hidden
+from networks import CategoricalActor, Critic, GaussianActor, Hidden
 from utils import ObservationNormalizer, UsageError, plot_returns
 
 EPISODE_COLUMNS = ["timestep", "return", "length", "wall_time"]
@@ -46,6 +53,16 @@ METRICS = ["policy_loss", "value_loss", "entropy", "explained_variance", "actor_
 LOG_INTERVAL = 1000
 """Timesteps between rows of updates.csv, or more where one update takes more."""
 LOGS = {"episodes.csv": EPISODE_COLUMNS, "updates.csv": ["timestep", *METRICS, "timesteps_per_second", "wall_time"]}
+
+
+PLOT_INTERVAL = 60
+"""Seconds between drawings of the returns while training."""
+CHECKPOINT_FORMAT = 2
+PROGRESS = ["updates", "new_episodes", "recent_returns", "next_log", "next_save"]
+"""What a run keeps of itself between rows of its logs."""
+
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 class TrainingError(Exception):
@@ -73,6 +90,8 @@ class RunConfig:
     """Continue the run in this directory with its own settings; only --total-timesteps can be changed."""
     img_dir: Path = Path("img")
     """Where the plot A2C_<env>.png (step update) or A2C_<env>_epoch.png (epoch update) goes."""
+    quiet: bool = False
+    """Print nothing but errors."""
     checkpoint_interval: int = 20_000
     """Timesteps between checkpoints; there is always one at the end."""
     hidden_sizes: tuple[int, ...] = (64, 64)
@@ -142,7 +161,7 @@ def parse(config_class: type[ConfigType], args: list[str]) -> ConfigType:
         default = dataclasses.replace(config_from(config_class, saved), resume=config.resume)
         config = tyro_cli(config_class, args, default=default)
         for field in dataclasses.fields(config):
-            if field.name not in ("total_timesteps", "img_dir"):
+            if field.name not in ("total_timesteps", "img_dir", "quiet"):
                 same = getattr(config, field.name) == getattr(default, field.name)
                 check(config, field.name, same, "cannot change when a run is resumed; leave it out")
     return config
@@ -184,19 +203,23 @@ class Run:
         config: its settings.
         parts: what a checkpoint keeps, by name: everything that has a `state_dict`. Those of a resumed run are brought
             to where its checkpoint has them.
+        env: the environment, or vector of them, that it trains in; brought there too, if its state can be read.
 
     Attributes:
         directory: where it is kept.
         timestep: timesteps trained so far.
         policy: the trained policy, once the script has set it.
+        resumed: what the script gave `save`, if the run is resumed and its environments are where they were; else None.
         exit_status: 0, or 128 + the number of the signal that interrupted the run.
     """
 
     policy: "Policy"
 
-    def __init__(self, config: RunConfig, parts: Mapping[str, Any]) -> None:
+    def __init__(self, config: RunConfig, parts: Mapping[str, Any], env: gym.Env | VectorEnv) -> None:
         self.config = config
         self.parts = parts
+        self.env = env
+        self.resumed: Any = None
         self.timestep = 0
         self.exit_status = self.interrupted = 0
         self.episodes: tuple[np.ndarray, np.ndarray] | None = None  # returns and lengths so far, of a vector of them
@@ -205,16 +228,16 @@ class Run:
         self.recent_returns: deque[float] = deque(maxlen=20)
         self.elapsed_before = 0.0
         self.next_report = 0
+        self.next_save = config.checkpoint_interval
+        self.next_log = LOG_INTERVAL
+        stamp = time.strftime("%Y%m%d-%H%M%S") + f"-{time.time_ns() // 1000 % 1_000_000:06d}"
+        unnamed = Path("runs") / f"{self.env_name}_{config.script}_seed{config.seed}_{stamp}"
+        self.directory = config.resume or config.run_dir or unnamed
+        self.logs = {name: Log(self.directory / name) for name in LOGS}
         if config.resume:
-            self.directory = config.resume
             self._reopen()
         else:
-            stamp = time.strftime("%Y%m%d-%H%M%S") + f"-{time.time_ns() // 1000 % 1_000_000:06d}"
-            name = f"{self.env_name}_{config.script}_seed{config.seed}_{stamp}"
-            self.directory = config.run_dir or Path("runs") / name
             self._create()
-        self.next_save = self.timestep + config.checkpoint_interval
-        self.next_log = self.timestep + LOG_INTERVAL
 
     @property
     def env_name(self) -> str:
@@ -242,18 +265,22 @@ class Run:
         return self.elapsed_before + time.monotonic() - self.start
 
     def __enter__(self) -> Self:
-        self.start = time.monotonic()
+        self.start = self.plotted = time.monotonic()
         self.first_timestep = self.timestep
-        self.logs = {name: (self.directory / name).open("a", newline="") for name in LOGS}
-        self.writers = {name: csv.writer(file) for name, file in self.logs.items()}
-        self.events = EventFileWriter(str(self.directory))
+        for log in self.logs.values():
+            log.open()
+        name = f"events.out.tfevents.{time.time():.6f}.{platform.node()}"
+        # Not TensorBoard's own writer, whose thread, should the disk be full, is waited for for ever.
+        self.events = (self.directory / name).open("wb")
+        self._write_event(file_version="brain.Event:2")
+        self._write_event(step=self.timestep + 1, session_log=SessionLog(status=SessionLog.START))  # forget later ones
         self.bar = tqdm(
             total=self.config.total_timesteps,
             initial=self.timestep,
             desc=self.env_name,
             unit=" timesteps",
             unit_scale=True,
-            disable=None,  # where standard error is no terminal; there `log_update` prints lines
+            disable=True if self.config.quiet else None,  # no bar where standard error is no terminal, but lines
         )
         self.handlers = {}
         with contextlib.suppress(ValueError):  # not in the main thread: there the caller decides
@@ -265,17 +292,23 @@ class Run:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.bar.close()
-        self.events.close()
-        for file in self.logs.values():
-            file.close()
-        if error is None:
-            self._plot()
-        elif isinstance(error, Exception):
+        try:
+            self.events.close()
+            for log in self.logs.values():
+                log.file.close()
+            if error is None:
+                self.plot(self.directory / "reward.png", self.image_path)
+        except OSError as closing:  # a full disk, say
+            error = error or closing
+        self.lock.release()
+        if isinstance(error, Exception):
             checkpoint = self.directory / "checkpoint.pt"
-            saved = f"the last checkpoint is {checkpoint}" if checkpoint.exists() else "there is no checkpoint yet"
-            what = environments.first_line(error)
-            if not isinstance(error, TrainingError):
-                (self.directory / "error.txt").write_text(traceback.format_exc())
+            saved = f"the last checkpoint is {checkpoint}" if checkpoint.exists() else "there is no checkpoint"
+            what, ours = environments.first_line(error), (str(self.directory), str(self.config.img_dir))
+            if isinstance(error, OSError) and (error.errno in DISK_ERRORS or str(error.filename).startswith(ours)):
+                what = f"{error.filename or self.directory} cannot be written: {error.strerror}"
+            elif not isinstance(error, TrainingError):
+                (self.directory / "error.txt").write_text("".join(traceback.format_exception(error)))
                 what = f"{type(error).__name__}: {what} (all of it in {self.directory / 'error.txt'})"
             raise TrainingError(f"at timestep {self.timestep}: {what}; {saved}") from error
 
@@ -309,7 +342,7 @@ class Run:
         timestep = self.timestep if timestep is None else timestep
         self.recent_returns.append(episode_return)
         self.new_episodes.append((episode_return, length))
-        self.writers["episodes.csv"].writerow([timestep, episode_return, length, round(self.wall_time, 3)])
+        self.logs["episodes.csv"].writer.writerow([timestep, episode_return, length, round(self.wall_time, 3)])
 
     def log_update(self, metrics: Mapping[str, float]) -> None:
         """Log what an update says of itself, a number for each of `METRICS`, and show progress.
@@ -329,28 +362,28 @@ class Run:
     @property
     def log_due(self) -> bool:
         """Whether it is time for a row of the updates' log: an interval has gone by, or this is the end."""
-        return self.timestep >= self.next_log or not self.unfinished
+        return self.timestep >= min(self.next_log, self.config.total_timesteps)
 
     def _log_updates(self) -> None:
         means = dict(zip(METRICS, np.mean([[m[name] for name in METRICS] for m in self.updates], axis=0), strict=True))
         rate = (self.timestep - self.first_timestep) / (time.monotonic() - self.start)
         row = [self.timestep, *map(float, means.values()), round(rate), round(self.wall_time, 3)]
-        self.writers["updates.csv"].writerow(row)
-        for file in self.logs.values():
-            file.flush()
+        self.logs["updates.csv"].writer.writerow(row)
+        for log in self.logs.values():
+            log.file.flush()
         scalars = {f"losses/{name}": value for name, value in means.items()} | {"charts/SPS": rate}
         if self.new_episodes:
             episodic_return, episodic_length = np.mean(self.new_episodes, axis=0)
             scalars |= {"charts/episodic_return": episodic_return, "charts/episodic_length": episodic_length}
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-        self.events.add_event(Event(wall_time=time.time(), step=self.timestep, summary=Summary(value=values)))
+        self._write_event(step=self.timestep, summary=Summary(value=values))
         self.updates.clear()
         self.new_episodes.clear()
         self.next_log = self.timestep + LOG_INTERVAL
         mean = f"{np.mean(self.recent_returns):.1f}" if self.recent_returns else "-"
         self.bar.set_postfix_str(f"return {mean}", refresh=False)
         self.bar.update(self.timestep - self.bar.n)
-        if self.bar.disable and self.timestep >= self.next_report:
+        if self.bar.disable and not self.config.quiet and self.timestep >= self.next_report:
             left = (self.config.total_timesteps - self.timestep) / rate
             print(
                 f"timestep {self.timestep}/{self.config.total_timesteps}  mean return {mean}"
@@ -358,6 +391,10 @@ class Run:
                 flush=True,
             )
             self.next_report = self.timestep + self.config.total_timesteps // 10
+
+    def _write_event(self, **content: Any) -> None:
+        RecordWriter(self.events).write(Event(wall_time=time.time(), **content).SerializeToString())
+        self.events.flush()
 
     def check_steps(self, what: str, values: np.ndarray) -> None:
         """Raise a `TrainingError` if any value of the steps just counted, (T, N, ...), is NaN or infinite."""
@@ -376,21 +413,38 @@ class Run:
         """Whether it is time for a checkpoint: an interval has gone by, or this is the end."""
         return self.timestep >= self.next_save or not self.unfinished
 
-    def save(self) -> None:
-        """Write the checkpoint, whole or not at all: the state of every part, and of the random generator."""
+    def save(self, *loop: Any) -> None:
+        """Write the checkpoint, whole or not at all; the one before it is kept as checkpoint_previous.pt.
+
+        Args:
+            loop: what else the script needs to go on from here, tensors and plain data; a resumed run has it in
+                `resumed`.
+        """
         self.next_save = self.timestep + self.config.checkpoint_interval
         state = {name: part.state_dict() for name, part in self.parts.items()}
-        state |= {"rng": torch.get_rng_state(), "timestep": self.timestep, "wall_time": self.wall_time}
+        state |= {"format": CHECKPOINT_FORMAT, "rng": torch.get_rng_state()}
+        on_cuda = torch.device(self.config.device).type == "cuda"
+        state["cuda_rng"] = torch.cuda.get_rng_state(self.config.device) if on_cuda else None
+        state |= {"timestep": self.timestep, "wall_time": self.wall_time}
+        state["progress"] = env_states.read({name: getattr(self, name) for name in PROGRESS})
+        try:
+            state["world"] = env_states.read([self.env, self.episodes, loop])
+        except (env_states.UnreadableError, RecursionError):  # the latter of one that holds itself
+            state["world"] = None
+        state["logs"] = {name: log.mark() for name, log in self.logs.items()}
+        state["config"] = zlib.crc32((self.directory / "config.json").read_bytes())
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        write_atomically(self.directory / "checkpoint.pt", buffer.getvalue())
+        content = buffer.getvalue()
+        checkpoint = self.directory / "checkpoint.pt"
+        if checkpoint.exists():
+            write_atomically(self.directory / "checkpoint_previous.pt", checkpoint.read_bytes())
+        write_atomically(checkpoint, content + hashlib.sha256(content).digest())
+        if time.monotonic() > self.plotted + PLOT_INTERVAL:
+            self.plot(self.directory / "reward.png")
 
     def _create(self) -> None:
-        if any((self.directory / name).exists() for name in ("config.json", "checkpoint.pt", *LOGS)):
-            raise UsageError(
-                f"--run-dir {self.directory} already holds a run; --resume {self.directory} continues it,"
-                " or choose another directory"
-            )
+        self._check_new()
         check_writable("--img-dir", self.config.img_dir)
         check_writable("--run-dir", self.directory)
         settings = {**dataclasses.asdict(self.config), "script": self.config.script}
@@ -398,6 +452,8 @@ class Run:
         about = {"versions": versions(), "commit": commit()}
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
+            self._lock("--run-dir")
+            self._check_new()  # again: another process may have had it meanwhile
             text = json.dumps(settings | about, indent=2, default=str) + "\n"
             write_atomically(self.directory / "config.json", text.encode())
             for name, columns in LOGS.items():
@@ -405,23 +461,45 @@ class Run:
         except OSError as error:
             raise UsageError(f"--run-dir {self.directory} cannot be written: {error.strerror}") from error
 
+    def _check_new(self) -> None:
+        if any((self.directory / name).exists() for name in ("config.json", "checkpoint.pt", *LOGS)):
+            raise UsageError(
+                f"--run-dir {self.directory} already holds a run; --resume {self.directory} continues it,"
+                " or choose another directory"
+            )
+
+    def _lock(self, flag: str) -> None:
+        """Keep other processes out of the directory as long as this one lives."""
+        self.lock = FileLock(self.directory / "lock", timeout=0)
+        try:
+            self.lock.acquire()
+        except Timeout:
+            raise UsageError(f"{flag} {self.directory} is in use by another process; stop that one first") from None
+
     def _reopen(self) -> None:
+        check_writable("--resume", self.directory)
+        self._lock("--resume")
         state = load_checkpoint(self.directory)
         with fitting(self.directory):
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
             torch.set_rng_state(state["rng"])
             self.timestep, self.elapsed_before = int(state["timestep"]), float(state["wall_time"])
-        for name, columns in LOGS.items():  # what was logged after the checkpoint is about to happen again
-            try:
-                with (self.directory / name).open(newline="") as file:
-                    rows = [row for row in csv.reader(file) if len(row) == len(columns) and row != columns]
-                rows = [row for row in rows if int(row[0]) <= self.timestep]
-            except (OSError, ValueError) as error:
-                raise UsageError(f"{self.directory / name} cannot be read: {environments.first_line(error)}") from error
-            lines = "".join(",".join(row) + "\n" for row in [columns, *rows])
-            write_atomically(self.directory / name, lines.encode())
-        print(f"resumed at timestep {self.timestep}; the environments start new episodes")
+            progress = env_states.write({name: getattr(self, name) for name in PROGRESS}, state["progress"])
+            for name in PROGRESS:
+                setattr(self, name, progress[name])
+            if state["world"] is not None:
+                _, self.episodes, loop = env_states.write([self.env, None, None], state["world"])
+                self.resumed = [part.to(self.config.device) if isinstance(part, Tensor) else part for part in loop]
+            if state["cuda_rng"] is not None:
+                torch.cuda.set_rng_state(state["cuda_rng"], self.config.device)
+            for name, log in self.logs.items():
+                log.check(*state["logs"][name])
+        for log in self.logs.values():  # what was logged after the checkpoint is about to happen again
+            log.cut()
+        what = "where they were" if self.resumed else "in new episodes, since their state cannot be read"
+        if not self.config.quiet:
+            print(f"resumed at timestep {self.timestep}, the environments {what}")
 
     def _interrupt(self, number: int, frame: Any) -> None:
         self.interrupted = 128 + number
@@ -432,17 +510,57 @@ class Run:
         suffix = "_epoch" if self.config.script == "epoch" else ""
         return self.config.img_dir / f"A2C_{self.env_name}{suffix}.png"
 
-    def _plot(self) -> None:
+    def plot(self, *paths: Path) -> None:
+        """Draw the returns of the episodes so far."""
+        self.plotted = time.monotonic()
+        with (self.directory / "episodes.csv").open(newline="") as file:
+            episodes = [(int(row["timestep"]), float(row["return"])) for row in csv.DictReader(file)]
+        timesteps, returns = [timestep for timestep, _ in episodes], [value for _, value in episodes]
         title = f"A2C, {self.config.script} update: {self.env_name}, seed {self.config.seed}"
+        for path in paths:
+            plot_returns(path, timesteps, returns, title)
+
+
+class Log:
+    """A CSV file that can be cut back to what it was when a checkpoint was written.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = self.crc = 0
+
+    def open(self) -> None:
+        """Open it for more rows."""
+        self.file = self.path.open("a", newline="")
+        self.writer = csv.writer(self.file, lineterminator="\n")
+
+    def mark(self) -> tuple[int, int]:
+        """Bring all rows to the disk; returns the size of the file, in bytes, and its checksum."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        with self.path.open("rb") as file:
+            file.seek(self.size)
+            new = file.read()
+        self.size, self.crc = self.size + len(new), zlib.crc32(new, self.crc)
+        return self.size, self.crc
+
+    def check(self, size: int, crc: int) -> None:
+        """Go back to a mark; raises a `UsageError` if what came before it is no longer as it was."""
         try:
-            with (self.directory / "episodes.csv").open(newline="") as file:
-                episodes = [(int(row["timestep"]), float(row["return"])) for row in csv.DictReader(file)]
-            timesteps, returns = [timestep for timestep, _ in episodes], [value for _, value in episodes]
-            for path in (self.directory / "reward.png", self.image_path):
-                plot_returns(path, timesteps, returns, title)
+            with self.path.open("rb") as file:
+                content = file.read(size)
         except OSError as error:
-            what = f"the plot cannot be drawn: {error.filename}: {error.strerror}"
-            raise TrainingError(f"{what}; the rest of the run is in {self.directory}") from error
+            raise UsageError(f"{self.path} cannot be read: {error.strerror}") from error
+        if zlib.crc32(content) != crc:
+            raise UsageError(f"{self.path} is not as the checkpoint left it: damaged, or of another run")
+        self.size, self.crc = size, crc
+
+    def cut(self) -> None:
+        """Take away all that came after the mark."""
+        os.truncate(self.path, self.size)
 
 
 def check_writable(flag: str, directory: Path) -> None:
@@ -462,6 +580,10 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+    with contextlib.suppress(OSError):  # where a directory cannot be opened, as on Windows
+        directory = os.open(path.parent, os.O_RDONLY)
+        os.fsync(directory)
+        os.close(directory)
 
 
 def load_config(directory: Path) -> dict[str, Any]:
@@ -481,11 +603,25 @@ def load_checkpoint(directory: Path) -> dict[str, Any]:
     """The state in a run's `checkpoint.pt`; nothing in it can run code (`weights_only`)."""
     path = directory / "checkpoint.pt"
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
+        config = zlib.crc32((directory / "config.json").read_bytes())
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}; the run ended before its first one") from error
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path} is damaged or not a checkpoint: {environments.first_line(error)}") from error
+        raise UsageError(f"{error.filename} cannot be read: {error.strerror}; was there a checkpoint yet?") from error
+    previous = path.with_name("checkpoint_previous.pt")
+    hint = f"; {previous.name}, the one before, may be put in its place" if previous.exists() else ""
+    if hashlib.sha256(content[:-32]).digest() != content[-32:]:
+        raise UsageError(f"{path} is damaged, or no checkpoint of these scripts{hint}")
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, LookupError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path} is no checkpoint of these scripts: {environments.first_line(error)}") from error
+    if not isinstance(state, dict) or not isinstance(state.get("format"), int):
+        raise UsageError(f"{path} is no checkpoint of these scripts")
+    if state["format"] > CHECKPOINT_FORMAT:
+        raise UsageError(f"{path} was written by a newer version of these scripts; use that")
+    if state.get("config") != config:
+        raise UsageError(f"{directory / 'config.json'} is not the one with which the checkpoint was written")
+    return state
 
 
 @contextlib.contextmanager
@@ -493,7 +629,9 @@ def fitting(directory: Path) -> Iterator[None]:
     """Turn what goes wrong in loading a checkpoint, whole but not of this run, into a `UsageError`."""
     try:
         yield
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except UsageError:
+        raise
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         what = environments.first_line(error)
         raise UsageError(f"{directory / 'checkpoint.pt'} does not fit its config.json: {what}") from error
 
@@ -663,8 +801,28 @@ def load_policy(directory: Path) -> tuple[Policy, str]:
     return Policy(actor, normalizer, action_map), config.env
 
 
+def load_critic(directory: Path, policy: Policy) -> Callable[[np.ndarray], np.ndarray]:
+    """The critic of a run, as a function from observations (N, D) to values (N,); `policy` is that of the run."""
+    config, state = config_from(RunConfig, load_config(directory)), load_checkpoint(directory)
+    critic = Critic(len(policy.normalizer.mean), config.hidden)
+    with fitting(directory):
+        critic.load_state_dict(state["critic"])
+
+    @torch.no_grad()
+    def value(observations: np.ndarray) -> np.ndarray:
+        return critic(policy.normalizer(torch.as_tensor(observations))).numpy()
+
+    return value
+
+
 def evaluate(
-    policy: Policy, env_id: str, episodes: int, seed: int, stochastic: bool = False, env_fn: EnvFn | None = None
+    policy: Policy,
+    env_id: str,
+    episodes: int,
+    seed: int,
+    stochastic: bool = False,
+    env_fn: EnvFn | None = None,
+    num_envs: int = 20,
 ) -> dict[str, Any]:
     """Play whole episodes with a frozen policy, and tell the returns: the environment's own rewards, summed.
 
@@ -674,7 +832,7 @@ def evaluate(
     Returns:
         `env`, `episodes`, `mean_return`, `std_return`, `min_return`.
     """
-    num_envs = min(episodes, 20)
+    num_envs = min(episodes, num_envs)
     remaining = np.array([len(range(i, episodes, num_envs)) for i in range(num_envs)])
     envs = environments.make_vector_env(env_id, num_envs, env_fn)
     torch.manual_seed(seed)
@@ -705,6 +863,8 @@ def main(config_class: type[ConfigType], train: Callable[[ConfigType], Run]) -> 
     keep_memory()
     try:
         run = train(parse(config_class, sys.argv[1:]))
+        if run.config.quiet:
+            sys.exit(run.exit_status)
         print(f"run: {run.directory}\nplot: {run.image_path}")
         if run.exit_status:
             print(f"interrupted at timestep {run.timestep}; --resume {run.directory} continues")

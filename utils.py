@@ -1,6 +1,6 @@
 """Generalised advantage estimation, running normalisation and the plot of returns."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -200,5 +200,39 @@ def plot_returns(path: Path, timesteps: Sequence[float], returns: Sequence[float
         axes.legend(loc="lower right")
     axes.set(xlabel="timesteps", ylabel="return of an episode", title=title)
     axes.grid(alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+
+
+def plot_maps(
+    path: Path, x: np.ndarray, y: np.ndarray, names: Sequence[str], maps: Mapping[str, np.ndarray], title: str
+) -> None:
+    """Draw numbers over a plane, a panel for each entry of `maps`, as a PNG.
+
+    Args:
+        path: the picture to write; its folder is made.
+        x, y: coordinates of columns and rows, (X,) and (Y,).
+        names: what x and y are.
+        maps: by title, (Y, X); whole numbers are drawn as choices, each in a colour of its own.
+        title: of the picture.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * len(maps), 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (name, numbers) in zip(figure.subplots(1, len(maps), squeeze=False)[0], maps.items(), strict=True):
+        choices = np.unique(numbers) if np.issubdtype(numbers.dtype, np.integer) else None
+        if choices is None:
+            mesh = axes.pcolormesh(x, y, numbers, cmap="viridis", shading="auto")
+            figure.colorbar(mesh, ax=axes)
+        else:
+            low, high = choices.min() - 0.5, choices.max() + 0.5
+            colours = ListedColormap([f"C{i}" for i in range(round(high - low))])
+            mesh = axes.pcolormesh(x, y, numbers, cmap=colours, vmin=low, vmax=high, shading="auto")
+            figure.colorbar(mesh, ax=axes, ticks=range(choices.min(), choices.max() + 1))
+        axes.set(xlabel=names[0], ylabel=names[1], title=name)
+    figure.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
