@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
+from torch.distributions import Independent
 
 import environments
 import runs
@@ -68,12 +69,8 @@ class Config(runs.RunConfig):
         runs.check(self, "ent_coef", self.ent_coef >= 0, "must not be negative")
         if self.textbook:
             for name, value in TEXTBOOK.items():
-                runs.check(
-                    self,
-                    name,
-                    getattr(self, name) in (value, getattr(Config, name)),
-                    "contradicts --textbook; leave one out",
-                )
+                fits = getattr(self, name) in (value, getattr(Config, name))
+                runs.check(self, name, fits, "contradicts --textbook; leave one out")
 
 
 TEXTBOOK: dict[str, Any] = {
@@ -103,8 +100,8 @@ class TraceOptimizer(nn.Module):
     - rmsprop: g / sqrt(mean of g^2), the mean running and corrected for its start at zero as Adam's is. Adam without
       momentum, which the trace is already.
     - adam: momentum besides, of g = delta * e (Kingma and Ba 2015, arXiv 1412.6980).
-    - obgd: g / max(1, lr * kappa * max(1, |delta|) * |e|_1), which bounds how far f(s) itself can move, so that no
-      step is so long that the TD error changes its sign (Elsayed et al. 2024, arXiv 2410.14606, algorithm 3).
+    - obgd: g / max(1, lr * kappa * max(1, |delta|) * |e|_1). Where f is linear in theta, with inputs of at most 1, no
+      step is then so long that the TD error changes its sign (Elsayed et al. 2024, arXiv 2410.14606, algorithm 3).
 
     Args:
         theta: the parameters, (P,).
@@ -231,9 +228,12 @@ class A2C:
         delta = reward + self.config.gamma * self.critic(next_state) * (1 - terminated) - value
         # The step will be delta times this: the sign makes more of the entropy whichever way delta points.
         ent_coef = self.config.ent_coef * delta.sign()
-        log_prob_gradient, (_, log_prob) = self.actor.gradient(
-            lambda policy: (policy.log_prob(action) + ent_coef * policy.entropy(), policy.log_prob(action)), state
-        )
+
+        def climbed(policy: Independent) -> tuple[Tensor, Tensor]:
+            log_prob = policy.log_prob(action)
+            return log_prob + ent_coef * policy.entropy(), log_prob
+
+        log_prob_gradient, (_, log_prob) = self.actor.gradient(climbed, state)
         self.critic_optimizer.step(value_gradient, delta, lr_scale)
         self.actor_optimizer.step(log_prob_gradient, delta, lr_scale)
         return torch.stack((delta, value, log_prob))

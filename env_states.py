@@ -20,33 +20,19 @@ from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
-STATIC: tuple[type, ...] = (
-    spaces.Space,
-    EnvSpec,
-    Enum,
-    type,
-    types.FunctionType,
-    types.MethodType,
-    types.BuiltinFunctionType,
-)
-STATIC += (types.ModuleType, mujoco.MjModel, MujocoRenderer)
+FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType, type)
+STATIC = (*FUNCTIONS, spaces.Space, EnvSpec, Enum, mujoco.MjModel, MujocoRenderer)
 INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION
 # What MuJoCo computes from the state in a step is that of the step's beginning, and stays until the next; rewards and
 # observations are taken from there, so that to compute it anew would make them others.
-DERIVED: tuple[str, ...] = (
-    "xpos",
-    "xquat",
-    "xmat",
-    "xipos",
-    "ximat",
-    "xanchor",
-    "xaxis",
-    "geom_xpos",
-    "geom_xmat",
-    "site_xpos",
-)
-DERIVED += ("site_xmat", "subtree_com", "subtree_linvel", "subtree_angmom", "cinert", "crb", "cvel", "cdof", "cacc")
-DERIVED += ("cfrc_int", "cfrc_ext", "qacc", "qfrc_actuator", "qfrc_constraint", "actuator_force", "sensordata")
+# fmt: off
+DERIVED = [
+    "xpos", "xquat", "xmat", "xipos", "ximat", "xanchor", "xaxis", "geom_xpos",
+    "geom_xmat", "site_xpos", "site_xmat", "subtree_com", "subtree_linvel", "subtree_angmom", "cinert", "crb",
+    "cvel", "cdof", "cacc", "cfrc_int", "cfrc_ext", "qacc", "qfrc_actuator", "qfrc_constraint",
+    "actuator_force", "sensordata",
+]
+# fmt: on
 GENERATORS = {name: getattr(np.random, name) for name in ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")}
 
 

@@ -96,7 +96,7 @@ def draw_policy_map(path: Path, directory: Path, policy: runs.Policy, env_id: st
     observations = states
     if space.shape == (3,):
         observations = np.stack([np.cos(states[:, 0]), np.sin(states[:, 0]), states[:, 1]], axis=1)
-    actions = np.asarray(policy(observations)).reshape(len(states), -1)
+    actions = policy(observations).reshape(len(states), -1)
     if actions.shape[1] != 1:
         raise UsageError(f"--policy-map: an action of {env_id} is {actions.shape[1]} numbers, not one")
     values = runs.load_critic(directory, policy)(observations)

@@ -47,8 +47,9 @@ def start(layer: nn.Linear, init: str, gain: float) -> nn.Linear:
     """Initialise a layer, with no bias, and weights that are
 
     - orthogonal (Saxe et al. 2014, arXiv 1312.6120), scaled by a gain, or
-    - sparse: of each unit's n inputs 9 in 10 are cut off, the others drawn between -1 / sqrt(n) and 1 / sqrt(n), so
-      that units share little and what one forgets another keeps (Elsayed et al. 2024, arXiv 2410.14606, algorithm 1).
+    - sparse: of each unit's n inputs 90 %, rounded up, are cut off, the others drawn between -1 / sqrt(n) and
+      1 / sqrt(n), as in the code of Elsayed et al. 2024 (arXiv 2410.14606, algorithm 1). Of fewer than ten inputs
+      that leaves none: the first layer of small observations starts at zero.
     """
     nn.init.zeros_(layer.bias)
     if init == "orthogonal":

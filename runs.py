@@ -270,8 +270,8 @@ class Run:
         for log in self.logs.values():
             log.open()
         name = f"events.out.tfevents.{time.time():.6f}.{platform.node()}"
-        # Not TensorBoard's own writer, whose thread, should the disk be full, is waited for for ever.
-        self.events = (self.directory / name).open("wb")
+        # Not EventFileWriter, whose thread, should the disk be full, is waited for for ever.
+        self.events = RecordWriter((self.directory / name).open("wb"))
         self._write_event(file_version="brain.Event:2")
         self._write_event(step=self.timestep + 1, session_log=SessionLog(status=SessionLog.START))  # forget later ones
         self.bar = tqdm(
@@ -308,8 +308,10 @@ class Run:
             if isinstance(error, OSError) and (error.errno in DISK_ERRORS or str(error.filename).startswith(ours)):
                 what = f"{error.filename or self.directory} cannot be written: {error.strerror}"
             elif not isinstance(error, TrainingError):
-                (self.directory / "error.txt").write_text("".join(traceback.format_exception(error)))
-                what = f"{type(error).__name__}: {what} (all of it in {self.directory / 'error.txt'})"
+                what = f"{type(error).__name__}: {what}"
+                with contextlib.suppress(OSError):  # the directory may be gone, or the disk full as well
+                    (self.directory / "error.txt").write_text("".join(traceback.format_exception(error)))
+                    what += f" (all of it in {self.directory / 'error.txt'})"
             raise TrainingError(f"at timestep {self.timestep}: {what}; {saved}") from error
 
     def count(self, timesteps: int) -> None:
@@ -393,7 +395,7 @@ class Run:
             self.next_report = self.timestep + self.config.total_timesteps // 10
 
     def _write_event(self, **content: Any) -> None:
-        RecordWriter(self.events).write(Event(wall_time=time.time(), **content).SerializeToString())
+        self.events.write(Event(wall_time=time.time(), **content).SerializeToString())
         self.events.flush()
 
     def check_steps(self, what: str, values: np.ndarray) -> None:
@@ -699,10 +701,11 @@ class Compiled:
 
         def inner_compile(*args: Any, **options: Any) -> Any:
             graph: Any = compile_fx_inner(*args, **options)
-            calls.append(graph.current_callable)
+            call = graph.current_callable
+            calls.append(call)
 
             def record(given: list[Any]) -> list[Tensor]:
-                outputs[:] = calls[0](given)
+                outputs[:] = call(given)
                 return outputs
 
             graph.current_callable = record
@@ -720,7 +723,7 @@ class Compiled:
             results = method(*args)
         several = isinstance(results, tuple)
         returned = list(results) if several else [results]
-        if list(map(id, returned)) != list(map(id, outputs)):
+        if len(calls) != 1 or list(map(id, returned)) != list(map(id, outputs)):
             return results, method  # one that returns an argument, say: more is to be done than the compiled code does
         call, sources = calls[0], flat(args)
         places = [
@@ -877,6 +880,8 @@ def main(config_class: type[ConfigType], train: Callable[[ConfigType], Run]) -> 
         fail(error, 2)
     except TrainingError as error:
         fail(error, 1)
+    except OSError as error:  # a disk that is full before training has begun, say
+        fail(TrainingError(f"{error.filename or 'a file'} cannot be written: {error.strerror}"), 1)
     sys.exit(run.exit_status)
 
 

@@ -48,8 +48,8 @@ def ours(script: str, seed: int) -> None:
 
     save = runs.Run.save
 
-    def save_and_evaluate(run: runs.Run) -> None:
-        save(run)
+    def save_and_evaluate(run: runs.Run, *loop: Any) -> None:
+        save(run, *loop)
         score = runs.evaluate(run.policy, run.config.env, EPISODES, seed=1_000 + seed)["mean_return"]
         if solved(score, run.timestep):
             os._exit(0)

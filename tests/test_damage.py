@@ -158,6 +158,24 @@ def test_a_run_directory_that_goes_away_stops_the_run(tmp_path, monkeypatch):
         epoch.train(epoch.Config(run_dir=tmp_path / "run", quiet=True, **settings))
 
 
+def test_a_disk_that_is_full_from_the_start_is_one_line(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (5, 5));"
+        f"sys.path.insert(0, {str(PROJECT)!r});"
+        f"sys.argv = ['script', '--resume', {str(run)!r}, '--total-timesteps', '9999'];"
+        "import a2c_algorithm_epoch_update as script, runs; runs.main(script.Config, script.train)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert "cannot be written" in result.stderr
+    assert {name: (run / name).read_bytes() for name in before} == before
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_directory_is_refused(finished, tmp_path):
     run = tmp_path / "run"
