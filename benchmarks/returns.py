@@ -38,6 +38,7 @@ VARIANTS = {
     "Adam": "--optimizer adam",
     "ObGD": "--optimizer obgd",
     "sparse initialisation": "--init sparse",
+    "deviation of the state": "--state-std",
     "textbook": "--textbook",
     # Elsayed et al. 2024, table of settings and published code; on MuJoCo also `benchmarks/timed.py`.
     "Stream AC": "--optimizer obgd --hidden-sizes 128 128 --init sparse --mean-limit 0 --state-std --no-anneal-lr"
@@ -58,6 +59,10 @@ EXPERIMENTS = [
     Experiment("epoch", "CartPole-v1", 60_000),
     Experiment("epoch", "Acrobot-v1", 100_000),
     Experiment("epoch", "Hopper-v4", 200_000),
+    *(
+        Experiment("epoch", "Pendulum-v0", 100_000, variant)
+        for variant in ("no layer normalisation", "sparse initialisation", "deviation of the state")
+    ),
     Experiment("step", "Pendulum-v0", 200_000),
     Experiment("step", "CartPole-v1", 100_000),
     Experiment("step", "Acrobot-v1", 200_000),
@@ -67,7 +72,8 @@ EXPERIMENTS = [
         Experiment("step", env, timesteps, variant)
         for env, timesteps in (("Pendulum-v0", 100_000), ("MountainCar-v0", 200_000))
         for variant in VARIANTS
-        if (env, variant) != ("MountainCar-v0", "unlimited mean")  # its actions are choices
+        if env != "MountainCar-v0"
+        or variant not in ("unlimited mean", "deviation of the state")  # its actions are choices
     ),
 ]
 EPISODES = 100
