@@ -20,7 +20,7 @@ import environments
 import runs
 from environments import ActionMap, EnvFn
 from networks import Critic, FlatNetwork
-from runs import Run
+from runs import Callback, Run
 from utils import AdvantageNormalizer, ObservationNormalizer, RewardNormalizer, explained_variance, gae, hold, to_tensor
 
 
@@ -266,23 +266,24 @@ def collect(envs: VectorEnv, observations: np.ndarray, learner: A2C, run: Run) -
     return Batch(to_tensor(seen, config.device), torch.stack(acted), *arrays), observations
 
 
-def train(config: Config, env_fn: EnvFn | None = None) -> Run:
+def train(config: Config, env_fn: EnvFn | None = None, callback: Callback | None = None) -> Run:
     """Train a policy, and return the finished run, with the policy in `run.policy`.
 
     Args:
         config: the settings.
         env_fn: makes the environment, for one that is not registered; `config.env` is then only its name.
+        callback: called with the run and the numbers that go to TensorBoard, about every 1,000 timesteps.
 
     Raises:
         UsageError: settings that cannot be, before anything is written.
-        TrainingError: a number that is not finite, or an environment that raised.
+        TrainingError: a number that is not finite, or an environment or the callback that raised.
     """
     config.validate()
     torch.manual_seed(config.seed)
     envs = environments.make_vector_env(config.env, config.num_envs, env_fn, config.vector_backend)
     action_map = ActionMap(envs.single_action_space)
     learner = A2C(config, spaces.flatdim(envs.single_observation_space), action_map)
-    with Run(config, learner.parts, envs) as run:
+    with Run(config, learner.parts, envs, callback) as run:
         run.policy = runs.Policy(learner.actor.network, learner.obs_normalizer, action_map)
         (observations,) = run.resumed or (environments.reset_all(envs, run.env_seed),)
         while run.unfinished:

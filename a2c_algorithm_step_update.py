@@ -22,7 +22,7 @@ import environments
 import runs
 from environments import ActionMap, EnvFn
 from networks import Critic, FlatNetwork
-from runs import Run
+from runs import Callback, Run
 from utils import ObservationNormalizer, RewardNormalizer, explained_variance, to_tensor
 
 
@@ -257,16 +257,17 @@ def metrics(learner: A2C, log: list[list[float]]) -> dict[str, float]:
     }
 
 
-def train(config: Config, env_fn: EnvFn | None = None) -> Run:
+def train(config: Config, env_fn: EnvFn | None = None, callback: Callback | None = None) -> Run:
     """Train a policy, and return the finished run, with the policy in `run.policy`.
 
     Args:
         config: the settings.
         env_fn: makes the environment, for one that is not registered; `config.env` is then only its name.
+        callback: called with the run and the numbers that go to TensorBoard, about every 1,000 timesteps.
 
     Raises:
         UsageError: settings that cannot be, before anything is written.
-        TrainingError: a number that is not finite, or an environment that raised.
+        TrainingError: a number that is not finite, or an environment or the callback that raised.
     """
     config.validate()
     if config.textbook:
@@ -276,7 +277,7 @@ def train(config: Config, env_fn: EnvFn | None = None) -> Run:
     env = environments.make_env(config.env, env_fn)
     action_map = ActionMap(env.action_space)
     learner = A2C(config, spaces.flatdim(env.observation_space), action_map)
-    with Run(config, learner.parts, env) as run:
+    with Run(config, learner.parts, env, callback) as run:
         run.policy = runs.Policy(learner.actor.network, learner.obs_normalizer, action_map)
         seed: int | None = run.env_seed
         done, log = True, []

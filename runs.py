@@ -57,16 +57,26 @@ LOGS = {"episodes.csv": EPISODE_COLUMNS, "updates.csv": ["timestep", *METRICS, "
 
 PLOT_INTERVAL = 60
 """Seconds between drawings of the returns while training."""
+PATIENCE = 1.0
+"""Seconds that an interrupted run waits for a step of its environment, before it leaves its update undone."""
+ALARMS = hasattr(signal, "setitimer")
 CHECKPOINT_FORMAT = 2
 PROGRESS = ["updates", "new_episodes", "recent_returns", "next_log", "next_save"]
 """What a run keeps of itself between rows of its logs."""
-
-
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+Callback = Callable[["Run", dict[str, float]], object]
 
 
 class TrainingError(Exception):
     """Training cannot go on: a number that is not finite, an environment that raised. Says what, when and where."""
+
+
+class StoppedError(KeyboardInterrupt):
+    """Signals stopped the run before its update was through. `exit_status` is 128 + the number of the first."""
+
+    def __init__(self, message: str, exit_status: int) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
 
 
 # --- The command line ------------------------------------------------------------------------------------------------
@@ -204,24 +214,32 @@ class Run:
         parts: what a checkpoint keeps, by name: everything that has a `state_dict`. Those of a resumed run are brought
             to where its checkpoint has them.
         env: the environment, or vector of them, that it trains in; brought there too, if its state can be read.
+        callback: called with the run and the numbers that go to TensorBoard, by name, whenever they do: once in
+            `LOG_INTERVAL` timesteps. It may call `stop`; what it draws at random, if the run is to stay what it is,
+            must not come from torch's global generator (`evaluate` leaves that as it is).
 
     Attributes:
         directory: where it is kept.
         timestep: timesteps trained so far.
         policy: the trained policy, once the script has set it.
         resumed: what the script gave `save`, if the run is resumed and its environments are where they were; else None.
+        recent_returns: of the last 20 episodes.
         exit_status: 0, or 128 + the number of the signal that interrupted the run.
     """
 
     policy: "Policy"
 
-    def __init__(self, config: RunConfig, parts: Mapping[str, Any], env: gym.Env | VectorEnv) -> None:
+    def __init__(
+        self, config: RunConfig, parts: Mapping[str, Any], env: gym.Env | VectorEnv, callback: "Callback | None" = None
+    ) -> None:
         self.config = config
         self.parts = parts
         self.env = env
+        self.callback = callback
         self.resumed: Any = None
         self.timestep = 0
         self.exit_status = self.interrupted = 0
+        self.stopped = False
         self.episodes: tuple[np.ndarray, np.ndarray] | None = None  # returns and lengths so far, of a vector of them
         self.updates: list[Mapping[str, float]] = []  # since the last row of their log
         self.new_episodes: list[tuple[float, int]] = []  # returns and lengths since then
@@ -246,8 +264,12 @@ class Run:
 
     @property
     def unfinished(self) -> bool:
-        """Whether there is more to train: timesteps are left, and no signal has asked the run to stop."""
-        return self.timestep < self.config.total_timesteps and not self.exit_status
+        """Whether there is more to train: timesteps are left, and neither a signal nor `stop` has ended it."""
+        return self.timestep < self.config.total_timesteps and not self.exit_status and not self.stopped
+
+    def stop(self) -> None:
+        """End the run with the update that is going on, as if its timesteps were through: it is saved and plotted."""
+        self.stopped = True
 
     @property
     def progress(self) -> float:
@@ -284,11 +306,12 @@ class Run:
         )
         self.handlers = {}
         with contextlib.suppress(ValueError):  # not in the main thread: there the caller decides
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, *([signal.SIGALRM] if ALARMS else [])):
                 self.handlers[number] = signal.signal(number, self._interrupt)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        set_alarm(0)
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.bar.close()
@@ -301,23 +324,28 @@ class Run:
         except OSError as closing:  # a full disk, say
             error = error or closing
         self.lock.release()
-        if isinstance(error, Exception):
+        if isinstance(error, (Exception, StoppedError)):
             checkpoint = self.directory / "checkpoint.pt"
             saved = f"the last checkpoint is {checkpoint}" if checkpoint.exists() else "there is no checkpoint"
             what, ours = environments.first_line(error), (str(self.directory), str(self.config.img_dir))
             if isinstance(error, OSError) and (error.errno in DISK_ERRORS or str(error.filename).startswith(ours)):
                 what = f"{error.filename or self.directory} cannot be written: {error.strerror}"
-            elif not isinstance(error, TrainingError):
+            elif isinstance(error, Exception) and not isinstance(error, TrainingError):
                 what = f"{type(error).__name__}: {what}"
                 with contextlib.suppress(OSError):  # the directory may be gone, or the disk full as well
                     (self.directory / "error.txt").write_text("".join(traceback.format_exception(error)))
                     what += f" (all of it in {self.directory / 'error.txt'})"
-            raise TrainingError(f"at timestep {self.timestep}: {what}; {saved}") from error
+            message = f"at timestep {self.timestep}: {what}; {saved}"
+            if isinstance(error, StoppedError):
+                raise StoppedError(message, error.exit_status) from error
+            raise TrainingError(message) from error
 
     def count(self, timesteps: int) -> None:
         """Count timesteps played; a signal that came meanwhile is heeded from here on, by all that ask for it."""
         self.timestep += timesteps
         self.exit_status = self.interrupted
+        if self.interrupted:
+            set_alarm(PATIENCE)  # anew: the environment answers
 
     def log_rewards(self, rewards: np.ndarray, done: np.ndarray) -> None:
         """Log the episodes that ended in the steps just counted.
@@ -367,18 +395,20 @@ class Run:
         return self.timestep >= min(self.next_log, self.config.total_timesteps)
 
     def _log_updates(self) -> None:
-        means = dict(zip(METRICS, np.mean([[m[name] for name in METRICS] for m in self.updates], axis=0), strict=True))
+        means = np.mean([[metrics[name] for name in METRICS] for metrics in self.updates], axis=0).tolist()
         rate = (self.timestep - self.first_timestep) / (time.monotonic() - self.start)
-        row = [self.timestep, *map(float, means.values()), round(rate), round(self.wall_time, 3)]
+        row = [self.timestep, *means, round(rate), round(self.wall_time, 3)]
         self.logs["updates.csv"].writer.writerow(row)
         for log in self.logs.values():
             log.file.flush()
-        scalars = {f"losses/{name}": value for name, value in means.items()} | {"charts/SPS": rate}
+        scalars = {f"losses/{name}": mean for name, mean in zip(METRICS, means, strict=True)} | {"charts/SPS": rate}
         if self.new_episodes:
-            episodic_return, episodic_length = np.mean(self.new_episodes, axis=0)
+            episodic_return, episodic_length = np.mean(self.new_episodes, axis=0).tolist()
             scalars |= {"charts/episodic_return": episodic_return, "charts/episodic_length": episodic_length}
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         self._write_event(step=self.timestep, summary=Summary(value=values))
+        if self.callback:
+            self.callback(self, scalars)
         self.updates.clear()
         self.new_episodes.clear()
         self.next_log = self.timestep + LOG_INTERVAL
@@ -422,6 +452,7 @@ class Run:
             loop: what else the script needs to go on from here, tensors and plain data; a resumed run has it in
                 `resumed`.
         """
+        set_alarm(0)
         self.next_save = self.timestep + self.config.checkpoint_interval
         state = {name: part.state_dict() for name, part in self.parts.items()}
         state |= {"format": CHECKPOINT_FORMAT, "rng": torch.get_rng_state()}
@@ -504,7 +535,10 @@ class Run:
             print(f"resumed at timestep {self.timestep}, the environments {what}")
 
     def _interrupt(self, number: int, frame: Any) -> None:
+        if self.interrupted:  # once more, or the alarm
+            raise StoppedError("stopped in the middle of an update", self.interrupted)
         self.interrupted = 128 + number
+        set_alarm(PATIENCE)
 
     @property
     def image_path(self) -> Path:
@@ -563,6 +597,12 @@ class Log:
     def cut(self) -> None:
         """Take away all that came after the mark."""
         os.truncate(self.path, self.size)
+
+
+def set_alarm(seconds: float) -> None:
+    """Have the process sent a SIGALRM after so many seconds, or none (0), where the system has such alarms."""
+    if ALARMS:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def check_writable(flag: str, directory: Path) -> None:
@@ -838,18 +878,19 @@ def evaluate(
     num_envs = min(episodes, num_envs)
     remaining = np.array([len(range(i, episodes, num_envs)) for i in range(num_envs)])
     envs = environments.make_vector_env(env_id, num_envs, env_fn)
-    torch.manual_seed(seed)
     observations = environments.reset_all(envs, seed)
     current, returns = np.zeros(num_envs), []
-    while remaining.any():
-        observations, rewards, terminated, truncated, _ = envs.step(policy(observations, stochastic))
-        done = terminated | truncated
-        current += rewards
-        if done.any():
-            returns += current[done & (remaining > 0)].tolist()
-            remaining[done] = np.maximum(remaining[done] - 1, 0)
-            current[done] = 0.0
-            observations, _ = envs.reset(options={"reset_mask": done})
+    with torch.random.fork_rng([policy.device] if policy.device.type == "cuda" else []):  # a run's may be going on
+        torch.manual_seed(seed)
+        while remaining.any():
+            observations, rewards, terminated, truncated, _ = envs.step(policy(observations, stochastic))
+            done = terminated | truncated
+            current += rewards
+            if done.any():
+                returns += current[done & (remaining > 0)].tolist()
+                remaining[done] = np.maximum(remaining[done] - 1, 0)
+                current[done] = 0.0
+                observations, _ = envs.reset(options={"reset_mask": done})
     envs.close()
     return {
         "env": env_id,
@@ -880,6 +921,8 @@ def main(config_class: type[ConfigType], train: Callable[[ConfigType], Run]) -> 
         fail(error, 2)
     except TrainingError as error:
         fail(error, 1)
+    except KeyboardInterrupt as stop:
+        fail(stop, getattr(stop, "exit_status", 128 + signal.SIGINT))
     except OSError as error:  # a disk that is full before training has begun, say
         fail(TrainingError(f"{error.filename or 'a file'} cannot be written: {error.strerror}"), 1)
     sys.exit(run.exit_status)
@@ -897,7 +940,7 @@ def keep_memory() -> None:
         libc.mallopt(-1, 256 * 2**20)  # M_TRIM_THRESHOLD
 
 
-def fail(error: Exception, status: int) -> NoReturn:
+def fail(error: BaseException, status: int) -> NoReturn:
     """End the process with one line on standard error."""
-    print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split()) or 'interrupted'}", file=sys.stderr)
     sys.exit(status)

@@ -14,7 +14,7 @@ import torch
 from conftest import EPOCH, EVALUATE, PROJECT, STEP, sealed
 
 NAN_ENV = """
-import gymnasium as gym, numpy as np
+import time, gymnasium as gym, numpy as np
 from gymnasium import spaces
 class Bad(gym.Env):
     observation_space, action_space = spaces.Box(-1, 1, (2,)), spaces.Discrete(2)
@@ -37,6 +37,13 @@ gym.register("Raises-v0", entry_point=Bad, kwargs={"error": "the motor is on fir
 class Text(Bad):
     action_space = spaces.Text(3)
 gym.register("Text-v0", entry_point=Text)
+class Hangs(Bad):
+    def step(self, action):
+        if self.t == 99:
+            open("hangs", "w").close()
+            time.sleep(1000)
+        return super().step(action)
+gym.register("Hangs-v0", entry_point=Hangs)
 class Broken(Bad):
     def __init__(self):
         raise RuntimeError("no licence")
@@ -169,6 +176,29 @@ def test_an_interrupted_run_is_saved(tmp_path, script, name, number):
     assert state["timestep"] >= int(log.read_text().splitlines()[-1].split(",")[0])
     assert (tmp_path / "run" / "reward.png").exists()
     assert script(EVALUATE, "run", "--episodes", 2).returncode == 0
+
+
+@pytest.mark.parametrize("name", [EPOCH, STEP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_environment_that_hangs_can_be_left(tmp_path, name, number):
+    (tmp_path / "bad.py").write_text(NAN_ENV)
+    flags = ["--env", "bad:Hangs-v0", "--run-dir", "run", "--checkpoint-interval", "20"]
+    flags += ["--num-envs", "1", "--sample-size", "20"] if name == EPOCH else []
+    process = subprocess.Popen(
+        [sys.executable, PROJECT / name, *flags],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not (tmp_path / "hangs").exists():
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, err
+    (line,) = err.splitlines()
+    assert "at timestep 99: stopped in the middle of an update; the last checkpoint is run/checkpoint.pt" in line
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["timestep"] == 80
 
 
 def test_evaluate_says_what_is_wrong(script, tmp_path):

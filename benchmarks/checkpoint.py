@@ -1,0 +1,70 @@
+"""What checkpoints cost: the share of the training time that they take at the default interval.
+
+    python benchmarks/checkpoint.py                  # some two minutes, into results/checkpoint.csv
+
+Settings are the defaults. A row of the CSV is a checkpoint, the time that it took and the time that was trained since
+the one before. What comes before the first, compiling among it, does not count.
+"""
+
+import csv
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+PROJECT = Path(__file__).parent.parent
+sys.path.insert(0, str(PROJECT))
+import a2c_algorithm_epoch_update as epoch  # noqa: E402
+import a2c_algorithm_step_update as step  # noqa: E402
+import runs  # noqa: E402
+
+RESULTS = PROJECT / "results" / "checkpoint.csv"
+RUNS: list[tuple[Any, str, int]] = [
+    (epoch, "Pendulum-v0", 480_000),
+    (epoch, "HalfCheetah-v4", 240_000),
+    (step, "Pendulum-v0", 240_000),
+    (step, "HalfCheetah-v4", 120_000),
+]
+
+
+def measure(script: Any, env: str, timesteps: int) -> list[tuple[float, float]]:
+    """Seconds that each checkpoint of a run took, and seconds trained since the one before."""
+    times: list[tuple[float, float]] = []
+    save = runs.Run.save
+
+    def timed(run: runs.Run, *loop: Any) -> None:
+        begin = time.perf_counter()
+        save(run, *loop)
+        times.append((begin, time.perf_counter()))
+
+    with tempfile.TemporaryDirectory() as folder, patch.object(runs.Run, "save", timed):
+        settings = {"run_dir": Path(folder, "run"), "img_dir": Path(folder), "quiet": True}
+        script.train(script.Config(env=env, total_timesteps=timesteps, **settings))
+    return [(end - begin, begin - before) for (_, before), (begin, end) in pairwise(times)]
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    runs.keep_memory()
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["script", "env", "checkpoint_seconds", "training_seconds"])
+        print("| script | environment | a checkpoint | of the training time |\n|---|---|---|---|")
+        for script, env, timesteps in RUNS:
+            rows = measure(script, env, timesteps)
+            name = script.Config.script
+            writer.writerows([name, env, round(saving, 5), round(training, 3)] for saving, training in rows)
+            saving, training = map(sum, zip(*rows, strict=True))
+            milliseconds = 1000 * median(seconds for seconds, _ in rows)
+            print(f"| {name} | {env} | {milliseconds:.1f} ms | {saving / (saving + training):.1%} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""From Python: a user's own environment and callback, and the README's example as it stands there."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import PROJECT
+
+import a2c_algorithm_epoch_update as epoch
+import a2c_algorithm_step_update as step
+import runs
+
+SCRIPTS = pytest.mark.parametrize("script", [epoch, step], ids=["epoch", "step"])
+
+
+def parameters(run):
+    return torch.load(run.directory / "checkpoint.pt", weights_only=True)["actor"]
+
+
+def config(script, tmp_path, name, **settings):
+    settings = {"total_timesteps": 2048, "env": "CartPole-v1", "quiet": True} | settings
+    return script.Config(run_dir=tmp_path / name, img_dir=tmp_path, **settings)
+
+
+@SCRIPTS
+def test_a_callback_sees_the_run_and_leaves_it_as_it_is(script, tmp_path):
+    seen = []
+
+    def watch(run, scalars):
+        seen.append((run.timestep, run.recent_returns[-1], scalars["losses/value_loss"], scalars["charts/SPS"]))
+        score = runs.evaluate(run.policy, "CartPole-v1", episodes=2, seed=7, stochastic=True)
+        assert 8 <= score["mean_return"] <= 500
+
+    watched = script.train(config(script, tmp_path, "watched"), callback=watch)
+    alone = script.train(config(script, tmp_path, "alone"))
+    timesteps = [timestep for timestep, *_ in seen]
+    assert timesteps == sorted(set(timesteps))
+    assert (len(timesteps) >= 2, timesteps[-1]) == (True, 2048)
+    assert all(type(number) is float for _, *numbers in seen for number in numbers)
+    a, b = parameters(watched), parameters(alone)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@SCRIPTS
+def test_a_callback_stops_a_run_which_can_be_resumed(script, tmp_path):
+    stopped = script.train(config(script, tmp_path, "run"), callback=lambda run, scalars: run.stop())
+    assert 1000 <= stopped.timestep < 2000
+    assert stopped.exit_status == 0
+    assert runs.load_checkpoint(stopped.directory)["timestep"] == stopped.timestep
+    assert (stopped.directory / "reward.png").exists()
+    resumed = script.train(runs.parse(script.Config, ["--resume", str(stopped.directory), "--img-dir", str(tmp_path)]))
+    alone = script.train(config(script, tmp_path, "alone"))
+    a, b = parameters(resumed), parameters(alone)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@SCRIPTS
+def test_a_callback_that_raises_is_reported(script, tmp_path):
+    with pytest.raises(runs.TrainingError, match=r"at timestep 1\d\d\d: ZeroDivisionError: .*error.txt"):
+        script.train(config(script, tmp_path, "run"), callback=lambda run, scalars: 1 / 0)
+    assert "ZeroDivisionError" in (tmp_path / "run" / "error.txt").read_text()
+
+
+def test_the_example_of_the_readme_runs(tmp_path):
+    examples = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
+    assert examples
+    for example in examples:
+        environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+        command = [sys.executable, "-W", "error", "-c", example]
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=200)
