@@ -249,18 +249,13 @@ class Run:
         self.next_save = config.checkpoint_interval
         self.next_log = LOG_INTERVAL
         stamp = time.strftime("%Y%m%d-%H%M%S") + f"-{time.time_ns() // 1000 % 1_000_000:06d}"
-        unnamed = Path("runs") / f"{self.env_name}_{config.script}_seed{config.seed}_{stamp}"
+        unnamed = Path("runs") / f"{file_name(self.config.env)}_{config.script}_seed{config.seed}_{stamp}"
         self.directory = config.resume or config.run_dir or unnamed
         self.logs = {name: Log(self.directory / name) for name in LOGS}
         if config.resume:
             self._reopen()
         else:
             self._create()
-
-    @property
-    def env_name(self) -> str:
-        """The environment's id as a part of a file name."""
-        return self.config.env.rpartition(":")[2].replace("/", "-")
 
     @property
     def unfinished(self) -> bool:
@@ -299,7 +294,7 @@ class Run:
         self.bar = tqdm(
             total=self.config.total_timesteps,
             initial=self.timestep,
-            desc=self.env_name,
+            desc=file_name(self.config.env),
             unit=" timesteps",
             unit_scale=True,
             disable=True if self.config.quiet else None,  # no bar where standard error is no terminal, but lines
@@ -544,7 +539,7 @@ class Run:
     def image_path(self) -> Path:
         """The plot in the folder of images, which the next run of this environment draws anew."""
         suffix = "_epoch" if self.config.script == "epoch" else ""
-        return self.config.img_dir / f"A2C_{self.env_name}{suffix}.png"
+        return self.config.img_dir / f"A2C_{file_name(self.config.env)}{suffix}.png"
 
     def plot(self, *paths: Path) -> None:
         """Draw the returns of the episodes so far."""
@@ -552,7 +547,7 @@ class Run:
         with (self.directory / "episodes.csv").open(newline="") as file:
             episodes = [(int(row["timestep"]), float(row["return"])) for row in csv.DictReader(file)]
         timesteps, returns = [timestep for timestep, _ in episodes], [value for _, value in episodes]
-        title = f"A2C, {self.config.script} update: {self.env_name}, seed {self.config.seed}"
+        title = f"A2C, {self.config.script} update: {file_name(self.config.env)}, seed {self.config.seed}"
         for path in paths:
             plot_returns(path, timesteps, returns, title)
 
@@ -603,6 +598,11 @@ def set_alarm(seconds: float) -> None:
     """Have the process sent a SIGALRM after so many seconds, or none (0), where the system has such alarms."""
     if ALARMS:
         signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def file_name(env_id: str) -> str:
+    """An environment's id, without its module, as a part of a file name."""
+    return env_id.rpartition(":")[2].replace("/", "-")
 
 
 def check_writable(flag: str, directory: Path) -> None:

@@ -1,0 +1,171 @@
+"""Many runs: train and score them in worker processes, and keep what came out as rows of CSV files.
+
+Each run is a process, so that one that fails costs itself alone, and has a directory of its own below
+`runs/experiments`, where a run that was interrupted is found again and goes on.
+"""
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from threading import Event
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from runs import commit, write_atomically
+from utils import UsageError
+
+PROJECT = Path(__file__).parent
+DIRECTORY = Path("runs") / "experiments"
+EVALUATION_SEED = 1_000
+"""Plus the run's: of environments that neither training nor another seed's evaluation plays."""
+
+
+class Task(NamedTuple):
+    """A run to train and to score."""
+
+    script: str
+    """Which update: step or epoch."""
+    env: str
+    timesteps: int
+    flags: str
+    """Settings that are not the defaults, as on the command line."""
+    seed: int
+    episodes: int = 100
+    """Of the evaluation."""
+
+    @property
+    def directory(self) -> Path:
+        """Where it is kept."""
+        name = f"{self.env.rpartition(':')[2]}_{self.script}_{self.timesteps}_{self.flags}_seed{self.seed}"
+        return DIRECTORY / re.sub(r"[^\w.]+", "-", name)
+
+    @property
+    def progress(self) -> int:
+        """Timesteps trained so far."""
+        log = self.directory / "updates.csv"
+        last = log.read_text().rpartition("\n")[0].rpartition("\n")[2] if log.exists() else ""
+        timestep = last.partition(",")[0]
+        return int(timestep) if timestep.isdigit() else 0
+
+
+class FailedError(Exception):
+    """A run failed; says which, and why in its own words."""
+
+
+def train_all(tasks: Sequence[Task], workers: int, keep: Callable[[Task, dict[str, Any]], None]) -> int:
+    """Train and score runs in worker processes, under one progress bar; a run that fails is reported in a line.
+
+    Args:
+        workers: how many at once.
+        keep: called in this thread, as each run is through, with what `evaluate.py` says of it and its `commit`.
+
+    Returns:
+        How many failed.
+    """
+    stop, failed, through = Event(), 0, 0
+    with ThreadPoolExecutor(workers) as pool:
+        going: dict[Future[dict[str, Any]], Task] = {pool.submit(train, task, stop): task for task in tasks}
+        total = sum(task.timesteps for task in tasks)
+        bar = tqdm(total=total, unit=" timesteps", unit_scale=True, disable=None, smoothing=0.02)
+        try:
+            while going:
+                done, _ = wait(going, timeout=0.5, return_when=FIRST_COMPLETED)
+                for future in done:
+                    task = going.pop(future)
+                    through += task.timesteps
+                    try:
+                        keep(task, future.result())
+                    except FailedError as error:
+                        failed += 1
+                        bar.write(str(error), file=sys.stderr)
+                    if bar.disable:
+                        print(f"{len(tasks) - len(going)} of {len(tasks)} runs: {task.directory.name}", flush=True)
+                now = through + sum(task.progress for future, task in going.items() if future.running())
+                bar.set_postfix_str(f"{len(tasks) - len(going)} of {len(tasks)} runs", refresh=False)
+                bar.update(now - bar.n)
+        except BaseException:  # Ctrl-C among them: what is going on is saved, what waits is not begun
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        finally:
+            bar.close()
+    return failed
+
+
+def train(task: Task, stop: Event) -> dict[str, Any]:
+    """Train one run, or go on with it, and score it; returns its score and the commit that it was trained with.
+
+    Raises:
+        FailedError: it failed, or was told to `stop`.
+    """
+    directory = task.directory
+    config = directory / "config.json"
+    begun = (directory / "checkpoint.pt").exists() and config.exists()
+    if begun and json.loads(config.read_text())["commit"] == commit():
+        where = ["--resume", directory]
+    else:
+        shutil.rmtree(directory, ignore_errors=True)
+        where = ["--env", task.env, "--seed", task.seed, "--total-timesteps", task.timesteps, *task.flags.split()]
+        where += ["--run-dir", directory]
+    script = f"a2c_algorithm_{task.script}_update.py"
+    call(stop, directory, script, *where, "--img-dir", directory, "--quiet")
+    score = call(
+        stop, directory, "evaluate.py", directory, "--episodes", task.episodes, "--seed", EVALUATION_SEED + task.seed
+    )
+    trained_with = json.loads(config.read_text())["commit"]
+    return json.loads(score.splitlines()[-1]) | {"commit": trained_with}
+
+
+def call(stop: Event, directory: Path, script: str, *args: object) -> str:
+    """Run a script of the project, and return what it prints; terminates it when told to stop."""
+    command = [sys.executable, str(PROJECT / script), *map(str, args)]
+    # A session of its own: Ctrl-C, which the terminal sends to all, is for the parent to pass on.
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        while True:
+            if stop.is_set():
+                process.terminate()
+            try:
+                out, err = process.communicate(timeout=0.2)
+                break
+            except subprocess.TimeoutExpired:
+                pass
+    if process.returncode or stop.is_set():
+        why = (err.strip().splitlines() or [f"{script} ended with exit status {process.returncode}"])[-1]
+        raise FailedError(f"{directory}: {why}")
+    return out
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a CSV file, none if it is not there; raises a `UsageError` if its columns are others."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        rows = list(reader)
+    missing = [column for column in columns if column not in (reader.fieldnames or [])]
+    if missing:
+        raise UsageError(f"{path} has no column {missing[0]}; put the file back as it was, or move it away")
+    broken = [i for i, row in enumerate(rows) if None in row.values() or None in row]
+    if broken:
+        raise UsageError(f"{path}, line {broken[0] + 2}, is broken; put the file back as it was, or move it away")
+    return rows
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
+    """Write a CSV file, whole or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text.getvalue().encode())
