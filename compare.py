@@ -30,6 +30,7 @@ import torch
 from scipy import stats
 
 import environments
+import experiments
 import runs
 from experiments import Task, read_csv, train_all, write_csv
 from utils import UsageError, plot_returns
@@ -66,7 +67,7 @@ COLUMNS = [
 """Of the three files."""
 POINTS = 50
 """Of a curve."""
-EPISODES = 20
+WINDOW = 20
 """Of training, whose mean return is a point of a curve."""
 THRESHOLDS = {"Pendulum-v0": -200.0}
 """Returns from which on an environment counts as solved, where Gymnasium gives none."""
@@ -206,7 +207,7 @@ class Results:
         grid = self.grid(task.timesteps)
         for timestep, seconds in zip(grid, np.interp(grid, *times.T), strict=True):
             through = np.searchsorted(ends, timestep, side="right")
-            value = returns[max(through - EPISODES, 0) : through].mean() if through else np.nan
+            value = returns[max(through - WINDOW, 0) : through].mean() if through else np.nan
             values = [curve, str(task.seed), str(timestep), f"{seconds:.2f}", f"{value:.2f}"]
             self.points.append(dict(zip(COLUMNS[1], values, strict=True)))
         if task.seed == 0 and not task.flags:
@@ -218,7 +219,7 @@ class Results:
 
     def keep_random(self, env: str, timesteps: int) -> None:
         """Add the random policy."""
-        score = runs.evaluate(RandomPolicy(env), env, episodes=100, seed=0)
+        score = runs.evaluate(RandomPolicy(env), env, episodes=experiments.EPISODES, seed=0)
         self._add(RANDOM, 0, timesteps, score | {"commit": runs.commit()}, 0.0, "")
 
     def _add(self, curve: str, seed: int, timesteps: int, score: Mapping[str, Any], seconds: float, flags: str) -> None:
@@ -329,7 +330,7 @@ def draw(results: Results, img_dir: Path) -> list[Path]:
             axes.axhline(threshold, color="0.4", linewidth=1, linestyle=(0, (6, 3)), label=f"solved: {threshold:g}")
         axes.set(xlabel=x, xlim=(0, None))
         axes.grid(alpha=0.3)
-    left.set_ylabel(f"return, mean of {EPISODES} training episodes")
+    left.set_ylabel(f"return, mean of {WINDOW} training episodes")
     left.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
     figure.suptitle(
         f"A2C on {results.name}: interquartile mean and 95 % interval of {len(results.seeds(results.curves[0]))} seeds,"

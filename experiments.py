@@ -24,6 +24,8 @@ from utils import UsageError
 
 PROJECT = Path(__file__).parent
 DIRECTORY = Path("runs") / "experiments"
+EPISODES = 100
+"""Of an evaluation."""
 EVALUATION_SEED = 1_000
 """Plus the run's: of environments that neither training nor another seed's evaluation plays."""
 
@@ -38,8 +40,6 @@ class Task(NamedTuple):
     flags: str
     """Settings that are not the defaults, as on the command line."""
     seed: int
-    episodes: int = 100
-    """Of the evaluation."""
 
     @property
     def directory(self) -> Path:
@@ -118,7 +118,7 @@ def train(task: Task, stop: Event) -> dict[str, Any]:
     script = f"a2c_algorithm_{task.script}_update.py"
     call(stop, directory, script, *where, "--img-dir", directory, "--quiet")
     score = call(
-        stop, directory, "evaluate.py", directory, "--episodes", task.episodes, "--seed", EVALUATION_SEED + task.seed
+        stop, directory, "evaluate.py", directory, "--episodes", EPISODES, "--seed", EVALUATION_SEED + task.seed
     )
     trained_with = json.loads(config.read_text())["commit"]
     return json.loads(score.splitlines()[-1]) | {"commit": trained_with}

@@ -10,20 +10,19 @@ environments that training never saw. `variant` says which settings were not the
 """
 
 import csv
-import json
-import subprocess
 import sys
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
-from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tyro
 
 PROJECT = Path(__file__).parent.parent
+sys.path.insert(0, str(PROJECT))
+from experiments import Task, read_csv, train_all, write_csv  # noqa: E402
+
 RESULTS = PROJECT / "results" / "returns.csv"
 COLUMNS = ["script", "env", "timesteps", "variant", "seed"]
 COLUMNS += ["mean_return", "std_return", "min_return", "seconds", "commit"]
@@ -76,8 +75,6 @@ EXPERIMENTS = [
         or variant not in ("unlimited mean", "deviation of the state")  # its actions are choices
     ),
 ]
-EPISODES = 100
-EVALUATION_SEED = 1_000  # plus the run's: no environment that training, or another seed's evaluation, has played
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,41 +91,9 @@ class Config:
     """Train nothing: print the table of what is there."""
 
 
-def rows() -> list[dict[str, str]]:
-    """The runs that are done."""
-    if not RESULTS.exists():
-        return []
-    with RESULTS.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def run(experiment: Experiment, seed: int) -> dict[str, object]:
-    """Train one seed in a process of its own, score it in another, and return its row."""
-    script, env, timesteps, variant = experiment
-    with tempfile.TemporaryDirectory() as folder:
-        train = [f"a2c_algorithm_{script}_update.py", "--env", env, "--seed", seed, "--total-timesteps", timesteps]
-        train += VARIANTS[variant].split()
-        start(*train, "--run-dir", f"{folder}/run", "--img-dir", f"{folder}/img")
-        score = start("evaluate.py", f"{folder}/run", "--episodes", EPISODES, "--seed", EVALUATION_SEED + seed)
-        with (Path(folder) / "run" / "updates.csv").open(newline="") as file:
-            *_, last = csv.DictReader(file)
-        config = json.loads((Path(folder) / "run" / "config.json").read_text())
-    result = json.loads(score.splitlines()[-1])
-    row: dict[str, object] = {**experiment._asdict(), "seed": seed}
-    row |= {name: round(result[name], 2) for name in ("mean_return", "std_return", "min_return")}
-    return row | {"seconds": round(float(last["wall_time"]), 1), "commit": str(config["commit"])[:12]}
-
-
-def start(*command: object) -> str:
-    """Run a script of the project, and return what it prints."""
-    args = [sys.executable, *map(str, command)]
-    return subprocess.run(args, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
-
-
-def print_table() -> None:
+def print_table(done: Sequence[Mapping[str, str]]) -> None:
     print("| script | environment | timesteps | settings | mean | median | worst seed | all seeds |")
     print("|---|---|---|---|---|---|---|---|")
-    done = rows()
     for experiment in EXPERIMENTS:
         scores = sorted(float(row["mean_return"]) for row in done if key(row)[:-1] == experiment)
         if scores:
@@ -140,34 +105,33 @@ def print_table() -> None:
             )
 
 
-def key(row: dict[str, str]) -> tuple[str, str, int, str, int]:
+def key(row: Mapping[str, str]) -> tuple[str, str, int, str, int]:
     """What a row is the result of: an experiment and a seed."""
     return row["script"], row["env"], int(row["timesteps"]), row["variant"], int(row["seed"])
 
 
 def main(config: Config) -> None:
-    done = {key(row) for row in rows()}
+    done = read_csv(RESULTS, COLUMNS)
+    there = {key(row) for row in done}
     chosen = [e for e in EXPERIMENTS if config.only in f"{e.script} {e.env} {e.variant}"]
-    todo = [(experiment, seed) for seed in range(config.seeds) for experiment in chosen]
-    lock = Lock()
+    todo = {
+        Task(e.script, e.env, e.timesteps, VARIANTS[e.variant], seed): e
+        for seed in range(config.seeds)
+        for e in chosen
+        if (*e, seed) not in there
+    }
 
-    def work(experiment: Experiment, seed: int) -> None:
-        row = run(experiment, seed)
-        with lock:
-            RESULTS.parent.mkdir(exist_ok=True)
-            new = not RESULTS.exists()
-            with RESULTS.open("a", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS)
-                if new:
-                    writer.writeheader()
-                writer.writerow(row)
-        print(*row.values(), flush=True)
+    def keep(task: Task, score: dict[str, Any]) -> None:
+        with (task.directory / "updates.csv").open(newline="") as file:
+            *_, last = csv.DictReader(file)
+        numbers = [round(score[name], 2) for name in ("mean_return", "std_return", "min_return")]
+        values = [*todo[task], task.seed, *numbers, round(float(last["wall_time"]), 1), score["commit"]]
+        done.append(dict(zip(COLUMNS, map(str, values), strict=True)))
+        write_csv(RESULTS, COLUMNS, done)
 
-    if not config.table:
-        with ThreadPoolExecutor(config.workers) as pool:
-            for result in [pool.submit(work, *task) for task in todo if (*task[0], task[1]) not in done]:
-                result.result()
-    print_table()
+    failed = 0 if config.table else train_all(list(todo), config.workers, keep)
+    print_table(done)
+    sys.exit(failed > 0)
 
 
 if __name__ == "__main__":
