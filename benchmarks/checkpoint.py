@@ -1,6 +1,7 @@
 """What checkpoints cost: the share of the training time that they take at the default interval.
 
     python benchmarks/checkpoint.py                  # some two minutes, into results/checkpoint.csv
+    python benchmarks/checkpoint.py --table          # no measuring: print the table of what is there
 
 Settings are the defaults. A row of the CSV is a checkpoint, the time that it took and the time that was trained since
 the one before. What comes before the first, compiling among it, does not count.
@@ -10,6 +11,7 @@ import csv
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -17,6 +19,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import tyro
 
 PROJECT = Path(__file__).parent.parent
 sys.path.insert(0, str(PROJECT))
@@ -31,6 +34,14 @@ RUNS: list[tuple[Any, str, int]] = [
     (step, "Pendulum-v0", 240_000),
     (step, "HalfCheetah-v4", 120_000),
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Measure what checkpoints cost."""
+
+    table: bool = False
+    """Measure nothing: print the table of what is there."""
 
 
 def measure(script: Any, env: str, timesteps: int) -> list[tuple[float, float]]:
@@ -49,22 +60,31 @@ def measure(script: Any, env: str, timesteps: int) -> list[tuple[float, float]]:
     return [(end - begin, begin - before) for (_, before), (begin, end) in pairwise(times)]
 
 
-def main() -> None:
+def print_table() -> None:
+    print("| script | environment | ms for a checkpoint, median | share of the training time |\n|---|---|---|---|")
+    with RESULTS.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for script, env, _ in RUNS:
+        name = script.Config.script
+        mine = [row for row in rows if (row["script"], row["env"]) == (name, env)]
+        saving, training = ([float(row[f"{what}_seconds"]) for row in mine] for what in ("checkpoint", "training"))
+        share = sum(saving) / (sum(saving) + sum(training))
+        print(f"| {name} update | {env} | {1000 * median(saving):.1f} | {share:.1%} |")
+
+
+def main(config: Config) -> None:
     torch.set_num_threads(1)
     runs.keep_memory()
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["script", "env", "checkpoint_seconds", "training_seconds"])
-        print("| script | environment | a checkpoint | of the training time |\n|---|---|---|---|")
-        for script, env, timesteps in RUNS:
-            rows = measure(script, env, timesteps)
-            name = script.Config.script
-            writer.writerows([name, env, round(saving, 5), round(training, 3)] for saving, training in rows)
-            saving, training = map(sum, zip(*rows, strict=True))
-            milliseconds = 1000 * median(seconds for seconds, _ in rows)
-            print(f"| {name} | {env} | {milliseconds:.1f} ms | {saving / (saving + training):.1%} |")
+    if not config.table:
+        RESULTS.parent.mkdir(exist_ok=True)
+        with RESULTS.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["script", "env", "checkpoint_seconds", "training_seconds"])
+            for script, env, timesteps in RUNS:
+                for saving, training in measure(script, env, timesteps):
+                    writer.writerow([script.Config.script, env, round(saving, 5), round(training, 3)])
+    print_table()
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Config))

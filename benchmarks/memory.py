@@ -1,6 +1,7 @@
 """Memory of a long run of each script: resident megabytes over the timesteps, in results/memory.csv.
 
     python benchmarks/memory.py                      # some four minutes
+    python benchmarks/memory.py --table              # no measuring: print the table of what is there
 
 Linux only: it reads /proc.
 """
@@ -27,6 +28,8 @@ class Config:
     """Timesteps of the epoch update."""
     step_timesteps: int = 1_000_000
     """Timesteps of the step update."""
+    table: bool = False
+    """Measure nothing: print the table of what is there."""
 
 
 def measure(script: str, timesteps: int) -> list[tuple[int, float]]:
@@ -52,19 +55,27 @@ def measure(script: str, timesteps: int) -> list[tuple[int, float]]:
     return [*samples, (timesteps, peak)]
 
 
+def print_table() -> None:
+    print("| script | timesteps | MB at a fifth of them | MB at the end | MB at most |")
+    print("|---|---|---|---|---|")
+    with RESULTS.open(newline="") as file:
+        rows = [(row["script"], int(row["timestep"]), float(row["megabytes"])) for row in csv.DictReader(file)]
+    for script in ("epoch", "step"):
+        *samples, (timesteps, peak) = [(done, megabytes) for name, done, megabytes in rows if name == script]
+        settled = [megabytes for done, megabytes in samples if done > timesteps / 5]
+        print(f"| {script} update | {timesteps:,} | {settled[0]:.0f} | {settled[-1]:.0f} | {peak:.0f} |")
+
+
 def main(config: Config) -> None:
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["script", "timestep", "megabytes"])
-        for script, timesteps in (("epoch", config.epoch_timesteps), ("step", config.step_timesteps)):
-            samples = measure(script, timesteps)
-            writer.writerows([script, done, round(megabytes, 1)] for done, megabytes in samples)
-            settled = [megabytes for done, megabytes in samples[:-1] if done > timesteps / 5]
-            print(
-                f"{script} update: peak {samples[-1][1]:.0f} MB; {settled[0]:.0f} MB after a fifth of {timesteps:,}"
-                f" timesteps, {settled[-1]:.0f} MB at the end"
-            )
+    if not config.table:
+        RESULTS.parent.mkdir(exist_ok=True)
+        with RESULTS.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["script", "timestep", "megabytes"])
+            for script, timesteps in (("epoch", config.epoch_timesteps), ("step", config.step_timesteps)):
+                for done, megabytes in measure(script, timesteps):
+                    writer.writerow([script, done, round(megabytes, 1)])
+    print_table()
 
 
 if __name__ == "__main__":

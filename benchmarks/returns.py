@@ -52,6 +52,8 @@ class Experiment(NamedTuple):
     variant: str = "defaults"
 
 
+INGREDIENTS = {"step": {"Pendulum-v0": 100_000, "MountainCar-v0": 200_000}, "epoch": {"Pendulum-v0": 100_000}}
+"""Where they are taken away in turn, and for how many timesteps."""
 EXPERIMENTS = [
     Experiment("epoch", "Pendulum-v0", 100_000),
     Experiment("epoch", "MountainCar-v0", 200_000),
@@ -69,7 +71,7 @@ EXPERIMENTS = [
     Experiment("step", "benchmarks.timed:TimedHalfCheetah-v4", 1_000_000, "Stream AC"),
     *(
         Experiment("step", env, timesteps, variant)
-        for env, timesteps in (("Pendulum-v0", 100_000), ("MountainCar-v0", 200_000))
+        for env, timesteps in INGREDIENTS["step"].items()
         for variant in VARIANTS
         if env != "MountainCar-v0"
         or variant not in ("unlimited mean", "deviation of the state")  # its actions are choices
@@ -91,18 +93,36 @@ class Config:
     """Train nothing: print the table of what is there."""
 
 
-def print_table(done: Sequence[Mapping[str, str]]) -> None:
+def print_tables(done: Sequence[Mapping[str, str]]) -> None:
+    """The README's tables: of the defaults, of the step update's ingredients and of the epoch update's networks."""
+
+    def scores(*experiment: object) -> list[float]:
+        return sorted(float(row["mean_return"]) for row in done if key(row)[:-1] == experiment)
+
     print("| script | environment | timesteps | settings | mean | median | worst seed | all seeds |")
     print("|---|---|---|---|---|---|---|---|")
-    for experiment in EXPERIMENTS:
-        scores = sorted(float(row["mean_return"]) for row in done if key(row)[:-1] == experiment)
-        if scores:
-            script, env, timesteps, variant = experiment
-            seeds = ", ".join(f"{score:.0f}" for score in scores)
+    for script, env, timesteps, variant in EXPERIMENTS:
+        found = scores(script, env, timesteps, variant)
+        if found and (variant == "defaults" or ":" in env):
             print(
-                f"| {script} | {env} | {timesteps:,} | {variant} | {mean(scores):.1f} | {median(scores):.1f}"
-                f" | {scores[0]:.1f} | {seeds} |"
+                f"| {script} | {env.rpartition(':')[2]} | {timesteps:,} | {variant} | {mean(found):.1f}"
+                f" | {median(found):.1f} | {found[0]:.1f} | {listed(found)} |"
             )
+    for script, envs in INGREDIENTS.items():
+        heads = " | ".join(f"{env}, {timesteps:,}: mean | all seeds" for env, timesteps in envs.items())
+        print(f"\n| the {script} update with | flags | {heads} |")
+        print("|---|---|" + "---|---|" * len(envs))
+        for variant, flags in VARIANTS.items():
+            found_in = [scores(script, env, timesteps, variant) for env, timesteps in envs.items()]
+            if any(found_in):
+                shown = "see `benchmarks/returns.py`" if variant == "Stream AC" else f"`{flags}`" if flags else ""
+                cells = " | ".join(f"{mean(found):.1f} | {listed(found)}" if found else "- | -" for found in found_in)
+                print(f"| {variant} | {shown} | {cells} |")
+
+
+def listed(scores: Sequence[float]) -> str:
+    """All seeds, the worst first."""
+    return ", ".join(f"{score:.0f}" for score in scores)
 
 
 def key(row: Mapping[str, str]) -> tuple[str, str, int, str, int]:
@@ -130,7 +150,7 @@ def main(config: Config) -> None:
         write_csv(RESULTS, COLUMNS, done)
 
     failed = 0 if config.table else train_all(list(todo), config.workers, keep)
-    print_table(done)
+    print_tables(done)
     sys.exit(failed > 0)
 
 

@@ -1,10 +1,13 @@
 """Runs the scripts as a person would: as processes, in a directory of their own."""
 
+import contextlib
 import hashlib
 import io
 import os
+import runpy
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +17,8 @@ import torch
 PROJECT = Path(__file__).parent.parent
 sys.path.insert(0, str(PROJECT))
 EPOCH, STEP, EVALUATE = "a2c_algorithm_epoch_update.py", "a2c_algorithm_step_update.py", "evaluate.py"
+
+import runs  # noqa: E402, F401  (for the forked ones)
 
 torch.set_num_threads(1)  # two workers share the machine, and no threads are lost where a test forks
 
@@ -34,6 +39,41 @@ def script(tmp_path: Path) -> Script:
             timeout=300,
             check=False,
         )
+
+    return run
+
+
+@pytest.fixture
+def forked(tmp_path: Path) -> Script:
+    """As `script`, in a process forked from this one, which has imported PyTorch and all else already."""
+
+    def run(name: str, *args: object) -> subprocess.CompletedProcess[str]:
+        command = [name, *map(str, args)]
+        (tmp_path.parent / "forked").mkdir(exist_ok=True)
+        out, err = (tmp_path.parent / "forked" / f"{tmp_path.name}.{stream}" for stream in ("out", "err"))
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                for number, path in ((1, out), (2, err)):
+                    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+                sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+                os.chdir(tmp_path)
+                sys.path.insert(0, str(tmp_path))
+                sys.argv = command
+                runpy.run_path(str(PROJECT / name), run_name="__main__")
+                status = 0
+            except SystemExit as stop:
+                status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                with contextlib.suppress(Exception):
+                    sys.stdout.flush(), sys.stderr.flush()
+                os._exit(status)
+        _, status = os.waitpid(pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        return subprocess.CompletedProcess(command, code, out.read_text(), err.read_text())
 
     return run
 

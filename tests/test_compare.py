@@ -72,7 +72,7 @@ def test_two_modes_are_trained_scored_and_drawn_and_not_again(script, tmp_path):
     assert {path: path.read_bytes() for path in (tmp_path / "results").iterdir()} == files
 
 
-def test_a_crashed_run_is_reported_and_tried_again(script, tmp_path):
+def test_a_crashed_run_is_reported_and_tried_again(forked, tmp_path):
     (tmp_path / "mine.py").write_text(
         "import gymnasium as gym, numpy as np, pathlib\n"
         "class Mine(gym.Env):\n"
@@ -89,7 +89,7 @@ def test_a_crashed_run_is_reported_and_tried_again(script, tmp_path):
         "gym.register('Mine-v0', entry_point=Mine)\n"
     )
     flags = ["--env", "mine:Mine-v0", "--total-timesteps", 200, "--seeds", 2, "--curves", "step", "--workers", 1]
-    result = script(COMPARE, *flags)
+    result = forked(COMPARE, *flags)
     assert result.returncode == 1
     first, second = result.stderr.splitlines()
     assert "_seed1: " in first
@@ -97,7 +97,7 @@ def test_a_crashed_run_is_reported_and_tried_again(script, tmp_path):
     assert second == "1 of 2 runs failed; the same command tries them again"
     assert compare.Results(tmp_path / "results", "Mine-v0").seeds("step") == [0]
     (tmp_path / "mended").touch()
-    result = script(COMPARE, *flags)
+    result = forked(COMPARE, *flags)
     assert result.returncode == 0, result.stderr
     assert "1 of 1 runs" in result.stdout
     assert compare.Results(tmp_path / "results", "Mine-v0").scores("step").tolist() == [9, 9]
@@ -121,11 +121,11 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(script, tmp_path):
     assert compare.Results(tmp_path / "results", "Pendulum-v0").seeds("epoch") == [0, 1]
 
 
-def test_the_same_results_give_the_same_pictures(script, tmp_path):
+def test_the_same_results_give_the_same_pictures(forked, tmp_path):
     written(tmp_path / "results", tuple(compare.CURVES))
     written(tmp_path / "results", env="Mine-v3")  # which nobody has registered: no threshold
     for folder in ("a", "b"):
-        result = script(COMPARE, "--from-results", "--img-dir", folder)
+        result = forked(COMPARE, "--from-results", "--img-dir", folder)
         assert result.returncode == 0, result.stderr
         assert "epoch, no GAE | `--gae-lambda 0` |" in result.stdout
     pictures = sorted(path.name for path in (tmp_path / "a").iterdir())
@@ -177,9 +177,9 @@ def test_broken_results_are_refused_and_left_alone(tmp_path, part, old, new, mes
         (("--from-results", "--results", "nowhere"), "--results nowhere holds no compare_<env>.csv"),
     ],
 )
-def test_a_mistake_is_one_line(script, tmp_path, flags, message):
+def test_a_mistake_is_one_line(forked, tmp_path, flags, message):
     written(tmp_path / "results")
-    result = script(COMPARE, *flags)
+    result = forked(COMPARE, *flags)
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert message in line

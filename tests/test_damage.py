@@ -104,18 +104,18 @@ def test_a_checkpoint_of_a_newer_version_is_refused_by_name(finished, tmp_path):
 
 
 @pytest.mark.parametrize("name", [EPOCH, STEP])
-def test_two_processes_do_not_share_a_run(script, tmp_path, name):
+def test_two_processes_do_not_share_a_run(forked, tmp_path, name):
     command = [sys.executable, PROJECT / name, "--total-timesteps", "10000000", "--run-dir", "run", "--no-compile"]
     process = subprocess.Popen([*command, "--checkpoint-interval", "512"], cwd=tmp_path, stdout=subprocess.DEVNULL)
     while not (tmp_path / "run" / "checkpoint.pt").exists():
         time.sleep(0.05)
-    result = script(name, "--resume", "run")
+    result = forked(name, "--resume", "run")
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert "--resume run is in use by another process" in line
     process.terminate()
     assert process.wait(30) == 143
-    assert script(EVALUATE, "run", "--episodes", 1).returncode == 0
+    assert forked(EVALUATE, "run", "--episodes", 1).returncode == 0
 
 
 @pytest.mark.parametrize("script_module", [epoch, step], ids=["epoch", "step"])
@@ -186,35 +186,35 @@ def test_a_read_only_directory_is_refused(finished, tmp_path):
     run.chmod(0o700)
 
 
-def test_quiet_says_nothing_but_errors(script, tmp_path):
-    result = script(EPOCH, "--total-timesteps", 1024, "--run-dir", "run", "--quiet")
+def test_quiet_says_nothing_but_errors(forked, tmp_path):
+    result = forked(EPOCH, "--total-timesteps", 1024, "--run-dir", "run", "--quiet")
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert json.loads((tmp_path / "run" / "config.json").read_text())["quiet"]
-    result = script(EPOCH, "--resume", "run", "--total-timesteps", 2048, "--no-quiet")
+    result = forked(EPOCH, "--resume", "run", "--total-timesteps", 2048, "--no-quiet")
     assert "resumed at timestep 1024" in result.stdout
-    assert not script(EPOCH, "--total-timesteps", 0, "--quiet").stdout
+    assert not forked(EPOCH, "--total-timesteps", 0, "--quiet").stdout
 
 
 @pytest.mark.parametrize("command", [("--video", "film.mp4"), ("--policy-map", "map.png")])
-def test_a_finished_run_is_filmed_and_drawn(script, finished, tmp_path, command):
-    result = script(EVALUATE, finished, "--episodes", 1, *command)
+def test_a_finished_run_is_filmed_and_drawn(forked, finished, tmp_path, command):
+    result = forked(EVALUATE, finished, "--episodes", 1, *command)
     assert result.returncode == 0, result.stderr
     content = (tmp_path / command[1]).read_bytes()
     assert (b"ftyp" in content[:20]) if command[1] == "film.mp4" else content.startswith(b"\x89PNG")
     assert json.loads(result.stdout.splitlines()[-1])["episodes"] == 1
 
 
-def test_evaluate_refuses_what_it_cannot_draw(script, finished, tmp_path):
+def test_evaluate_refuses_what_it_cannot_draw(forked, finished, tmp_path):
     for arguments, part in (
         (("--video", "film.avi"), "--video film.avi must end in .mp4"),
         (("--policy-map", "map.jpg"), "--policy-map map.jpg must end in .png"),
         (("--video", "film.mp4", "--render"), "--video and --render exclude each other"),
     ):
-        result = script(EVALUATE, finished, *arguments)
+        result = forked(EVALUATE, finished, *arguments)
         assert (result.returncode, part in result.stderr) == (2, True), result.stderr
     config = epoch.Config(env="CartPole-v1", run_dir=tmp_path / "cart", img_dir=tmp_path, total_timesteps=512)
     epoch.train(config)
-    result = script(EVALUATE, tmp_path / "cart", "--policy-map", "map.png")
+    result = forked(EVALUATE, tmp_path / "cart", "--policy-map", "map.png")
     assert result.returncode == 2
     assert "--policy-map" in result.stderr
     assert "CartPole-v1" in result.stderr

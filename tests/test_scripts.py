@@ -66,9 +66,9 @@ def test_a_run_leaves_what_the_contract_says(script, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", [EPOCH, STEP])
-def test_the_same_seed_gives_the_same_numbers(script, tmp_path, name):
+def test_the_same_seed_gives_the_same_numbers(forked, tmp_path, name):
     for run, seed in (("a", 5), ("b", 5), ("c", 6)):
-        assert script(name, "--run-dir", run, "--seed", seed, *SHORT[name]).returncode == 0
+        assert forked(name, "--run-dir", run, "--seed", seed, *SHORT[name]).returncode == 0
     for log in ("episodes.csv", "updates.csv"):
         a, b, c = (without_times(tmp_path / run / log) for run in "abc")
         assert a == b
@@ -79,10 +79,10 @@ def test_the_same_seed_gives_the_same_numbers(script, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", [EPOCH, STEP])
-def test_underscores_and_every_switch(script, tmp_path, name):
+def test_underscores_and_every_switch(forked, tmp_path, name):
     flags = ["--no_obs_norm", "--no-reward-norm", "--hidden_sizes", 8, "--gamma", 0.9, "--reward-shaping"]
     flags += ["--gae-lambda", 0, "--ent-coef", 0.1] if name == EPOCH else ["--trace-lambda", 0, "--no-compile"]
-    result = script(name, "--env", "MountainCar-v0", "--run-dir", "run", *SHORT[name], *flags)
+    result = forked(name, "--env", "MountainCar-v0", "--run-dir", "run", *SHORT[name], *flags)
     assert result.returncode == 0, result.stderr
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["obs_norm"], config["reward_norm"], config["hidden_sizes"]) == (False, False, [8])
@@ -94,7 +94,7 @@ def test_underscores_and_every_switch(script, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", [EPOCH, STEP])
-def test_own_environment_and_own_potential(script, tmp_path, name):
+def test_own_environment_and_own_potential(forked, tmp_path, name):
     """Registered by a module, with Dict observations and MultiBinary actions; the potential is the module's too."""
     (tmp_path / "mine.py").write_text(
         "import gymnasium as gym, numpy as np\n"
@@ -116,22 +116,22 @@ def test_own_environment_and_own_potential(script, tmp_path, name):
         "    assert observations.shape[1] == 5\n"
         "    return observations.sum(axis=1)\n"
     )
-    result = script(
+    result = forked(
         name, "--env", "mine:Mine-v0", "--run-dir", "run", "--reward-shaping", "mine:potential", *SHORT[name]
     )
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "img" / PLOT[name].format("Mine-v0")).exists()
     assert {row["length"] for row in rows(tmp_path / "run" / "episodes.csv")} == {"9"}
-    evaluated = script(EVALUATE, "run", "--episodes", 3, "--stochastic")
+    evaluated = forked(EVALUATE, "run", "--episodes", 3, "--stochastic")
     assert json.loads(evaluated.stdout)["env"] == "mine:Mine-v0"
 
 
 @pytest.mark.parametrize("name", [EPOCH, STEP])
-def test_resume_goes_on_with_the_run(script, tmp_path, name):
+def test_resume_goes_on_with_the_run(forked, tmp_path, name):
     total = SHORT[name][1]
-    assert script(name, "--run-dir", "run", "--actor-lr", 1e-4, *SHORT[name]).returncode == 0
+    assert forked(name, "--run-dir", "run", "--actor-lr", 1e-4, *SHORT[name]).returncode == 0
     before = rows(tmp_path / "run" / "episodes.csv")
-    result = script(name, "--resume", "run", "--total-timesteps", 2 * total)
+    result = forked(name, "--resume", "run", "--total-timesteps", 2 * total)
     assert result.returncode == 0, result.stderr
     assert f"resumed at timestep {total}" in result.stdout
     after = rows(tmp_path / "run" / "episodes.csv")
@@ -172,17 +172,17 @@ def test_a_long_run_does_not_grow_in_memory(tmp_path):
     assert slope * 100_000 < 1
 
 
-def test_learns_pendulum(script, tmp_path):
+def test_learns_pendulum(forked, tmp_path):
     """A random policy scores about -1230 a Pendulum episode; 60,000 timesteps get far above that."""
-    result = script(EPOCH, "--total-timesteps", 60_000, "--run-dir", "run")
+    result = forked(EPOCH, "--total-timesteps", 60_000, "--run-dir", "run")
     assert result.returncode == 0, result.stderr
-    score = json.loads(script(EVALUATE, "run", "--episodes", 50).stdout)
+    score = json.loads(forked(EVALUATE, "run", "--episodes", 50).stdout)
     assert score["mean_return"] > -500
 
 
-def test_step_update_learns_cartpole(script, tmp_path):
+def test_step_update_learns_cartpole(forked, tmp_path):
     """A random policy scores about 22."""
-    result = script(STEP, "--env", "CartPole-v1", "--total-timesteps", 12_000, "--run-dir", "run")
+    result = forked(STEP, "--env", "CartPole-v1", "--total-timesteps", 12_000, "--run-dir", "run")
     assert result.returncode == 0, result.stderr
-    score = json.loads(script(EVALUATE, "run", "--episodes", 50).stdout)
+    score = json.loads(forked(EVALUATE, "run", "--episodes", 50).stdout)
     assert score["mean_return"] > 100
