@@ -12,6 +12,7 @@ import errno
 import hashlib
 import importlib.metadata
 import io
+import itertools
 import json
 import math
 import os
@@ -186,8 +187,10 @@ def tyro_cli(config_class: type[Settings], args: list[str], **options: Any) -> S
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
-        box = [line.strip("│ ") for line in errors.getvalue().splitlines()[1:] if line.startswith("│")]
-        message = " ".join(box[: next((i for i, line in enumerate(box) if line.startswith("──")), None)])
+        # A title and, in a box or, where the terminal has no such characters, below a rule, the message and more.
+        _, *lines = (line.strip("│ ") for line in errors.getvalue().splitlines())
+        lines = list(itertools.dropwhile(lambda line: not line.strip("-"), lines))
+        message = " ".join(itertools.takewhile(lambda line: line.strip("─╰╯-"), lines))
         raise UsageError(f"{message.rstrip('.')}; --help lists the flags") from None
 
 

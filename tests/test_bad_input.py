@@ -116,6 +116,12 @@ def test_one_line_and_nothing_written(script, forked, tmp_path, name, args, part
     assert (tmp_path / "file").read_text() == "not a directory"
 
 
+def test_a_terminal_of_ascii_gets_the_same_line(script, monkeypatch):
+    line = refused(script(EPOCH, "--gamma", "much"), 2, "--gamma", "much")
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    assert refused(script(EPOCH, "--gamma", "much"), 2) == line
+
+
 def test_a_run_is_never_overwritten(script, tmp_path):
     assert script(EPOCH, "--total-timesteps", 512, "--run-dir", "run").returncode == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
