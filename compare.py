@@ -290,7 +290,7 @@ def table(results: Results) -> list[str]:
     threshold = threshold_of(results.name)
     head = ["curve", "settings", "IQM (95 % interval)", "mean", "median", "worst seed", "beats the epoch update"]
     head += [] if threshold is None else [f"timesteps to {threshold:g}", f"seconds to {threshold:g}"]
-    rows = [[*head, "seconds, median"], ["---"] * (len(head) + 1)]
+    rows = [[*head, "seconds in all"], ["---"] * (len(head) + 1)]
     for curve in results.curves:
         label, _, flags, *_ = CURVES[curve]
         scores = results.scores(curve)
@@ -301,7 +301,8 @@ def table(results: Results) -> list[str]:
         row.append(f"{probability_of_improvement(scores, results.scores('epoch')):.2f}" if compared else "")
         for firsts, form in zip(solved(results, curve, threshold), (",.0f", ".1f"), strict=False):
             through, middle = np.isfinite(firsts).sum(), np.median(firsts)
-            row.append(f"{middle:{form}}" if np.isfinite(middle) else f"{through} of {len(firsts)} seeds do")
+            count = "" if through == len(firsts) else f"{through} of {len(firsts)} seeds"
+            row.append(f"{middle:{form}} ({count})".replace(" ()", "") if np.isfinite(middle) else count)
         rows.append([*row, f"{np.median(results.seconds(curve)):.1f}"])
     rows.append(["random policy", "", "", f"{results.random_return:.1f}", *[""] * (len(rows[0]) - 4)])
     return ["| " + " | ".join(row) + " |" for row in rows]
