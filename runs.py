@@ -58,7 +58,7 @@ LOGS = {"episodes.csv": EPISODE_COLUMNS, "updates.csv": ["timestep", *METRICS, "
 
 PLOT_INTERVAL = 60
 """Seconds between drawings of the returns while training."""
-PATIENCE = 1.0
+PATIENCE = 0.5
 """Seconds that an interrupted run waits for a step of its environment, before it leaves its update undone."""
 ALARMS = hasattr(signal, "setitimer")
 CHECKPOINT_FORMAT = 2

@@ -60,6 +60,7 @@ def forked(tmp_path: Path) -> Script:
                 sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
                 os.chdir(tmp_path)
                 sys.path.insert(0, str(tmp_path))
+                os.environ["PYTHONPATH"] = str(tmp_path)
                 sys.argv = command
                 runpy.run_path(str(PROJECT / name), run_name="__main__")
                 status = 0
