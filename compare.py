@@ -130,6 +130,8 @@ class Results:
                     raise UsageError(f"{path}, line {line}: {error}; put the file back as it was") from error
                 if row["curve"] not in (*CURVES, RANDOM):
                     raise UsageError(f"{path}, line {line}: {row['curve']} is none of {', '.join(CURVES)}")
+        if len({row["timesteps"] for row in self.runs}) > 1:
+            raise UsageError(f"{self.paths[0]} holds runs of different timesteps; put it back as it was")
 
     @property
     def curves(self) -> list[str]:
@@ -320,6 +322,8 @@ def draw(results: Results, img_dir: Path) -> list[Path]:
         label, _, _, color, dashes, marker = CURVES[curve]
         timesteps, seconds, returns = results.history(curve)
         known = ~np.isnan(returns).any(axis=0)
+        if not known.any():  # runs shorter than an episode
+            continue
         middle, (low, high) = iqm(returns[:, known]), interval(returns[:, known])
         for axes, x in ((left, timesteps[known]), (right, np.median(seconds, axis=0)[known])):
             axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)

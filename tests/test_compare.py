@@ -151,6 +151,7 @@ def edited(path, old, new):
         ("", "step,2,", "step,7,", r"has no seed 2 of step; python compare.py --env Pendulum-v0 --curves step"),
         ("", "epoch,0,", "magic,0,", r"line 6: magic is none of step, "),
         ("", "step,2,", "step,1,", "has no seed 2 of step"),
+        ("", "step,2,1000,", "step,2,1001,", "holds runs of different timesteps"),
         ("", "random,0", "epoch,4", "has no seed 4 of step"),
         ("_curves", "step,1,40,", "step,1,forty,", r"_curves.csv, line 53: .*'forty'"),
         ("_curves", "step,1,40,", "step,3,40,", "has not the 50 points of seed 1 of step"),
@@ -183,6 +184,16 @@ def test_a_mistake_is_one_line(forked, tmp_path, flags, message):
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert message in line
+
+
+def test_runs_shorter_than_an_episode_are_drawn_without_curves(tmp_path):
+    path = written(tmp_path) / "compare_Pendulum-v0_curves.csv"
+    lines = [
+        line if line.startswith("curve") else line.rpartition(",")[0] + ",nan" for line in path.read_text().split()
+    ]
+    path.write_text("\n".join(lines))
+    compare.report(compare.Results(tmp_path, "Pendulum-v0"), tmp_path)
+    assert (tmp_path / "compare_Pendulum-v0.png").exists()
 
 
 def test_statistics():
