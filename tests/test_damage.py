@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -94,13 +95,16 @@ def test_the_checkpoint_before_is_kept_and_can_be_put_in_place(finished, tmp_pat
     assert whole == repeated
 
 
-def test_a_checkpoint_of_a_newer_version_is_refused_by_name(finished, tmp_path):
+def test_a_checkpoint_of_a_newer_version_is_refused_by_name(forked, finished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     state = runs.load_checkpoint(run)
     (run / "checkpoint.pt").write_bytes(sealed(state | {"format": runs.CHECKPOINT_FORMAT + 1}))
-    with pytest.raises(UsageError, match="newer version"):
-        runs.load_policy(run)
+    for command in ((EVALUATE, run), (EPOCH, "--resume", run)):
+        result = forked(*command)
+        assert result.returncode == 2
+        (line,) = result.stderr.splitlines()
+        assert "checkpoint.pt was written by a newer version" in line
 
 
 @pytest.mark.parametrize("name", [EPOCH, STEP])
@@ -145,17 +149,24 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(script_module, 
     assert config.resume == run
 
 
-def test_a_run_directory_that_goes_away_stops_the_run(tmp_path, monkeypatch):
-    save = runs.Run.save
-
-    def save_and_delete(run, *loop):
-        save(run, *loop)
-        shutil.rmtree(run.directory)
-
-    monkeypatch.setattr(runs.Run, "save", save_and_delete)
-    settings = {"total_timesteps": 2048, "checkpoint_interval": 512, "img_dir": tmp_path}
-    with pytest.raises(runs.TrainingError, match=r"run.* cannot be written: No such file or directory; there is no"):
-        epoch.train(epoch.Config(run_dir=tmp_path / "run", quiet=True, **settings))
+@pytest.mark.parametrize("name", [EPOCH, STEP])
+def test_a_run_directory_that_goes_away_stops_the_run(tmp_path, name):
+    flags = ["--total-timesteps", "10000000", "--checkpoint-interval", "512", "--run-dir", "run", "--no-compile"]
+    process = subprocess.Popen(
+        [sys.executable, PROJECT / name, *flags],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "run" / "checkpoint.pt").exists():
+        time.sleep(0.05)
+    while (tmp_path / "run").exists():
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    (line,) = err.splitlines()
+    assert re.search(r"at timestep \d+: run\S* cannot be written: No such file or directory; there is no", line), line
 
 
 def test_a_disk_that_is_full_from_the_start_is_one_line(finished, tmp_path):
