@@ -406,6 +406,8 @@ def main() -> None:
             sys.exit(compare(config))
     except UsageError as error:
         runs.fail(error, 2)
+    except OSError as error:
+        runs.fail(OSError(f"{error.filename} cannot be written: {error.strerror}"), 1)
     except KeyboardInterrupt:
         runs.fail(KeyboardInterrupt("interrupted; the same command goes on"), 128 + signal.SIGINT)
 

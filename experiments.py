@@ -4,6 +4,7 @@ Each run is a process, so that one that fails costs itself alone, and has a dire
 `runs/experiments`, where a run that was interrupted is found again and goes on.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from runs import commit, write_atomically
+from runs import commit, load_config, write_atomically
 from utils import UsageError
 
 PROJECT = Path(__file__).parent
@@ -107,9 +108,7 @@ def train(task: Task, stop: Event) -> dict[str, Any]:
         FailedError: it failed, or was told to `stop`.
     """
     directory = task.directory
-    config = directory / "config.json"
-    begun = (directory / "checkpoint.pt").exists() and config.exists()
-    if begun and json.loads(config.read_text())["commit"] == commit():
+    if begun_with(directory) == commit() and (directory / "checkpoint.pt").exists():
         where = ["--resume", directory]
     else:
         shutil.rmtree(directory, ignore_errors=True)
@@ -120,8 +119,14 @@ def train(task: Task, stop: Event) -> dict[str, Any]:
     score = call(
         stop, directory, "evaluate.py", directory, "--episodes", EPISODES, "--seed", EVALUATION_SEED + task.seed
     )
-    trained_with = json.loads(config.read_text())["commit"]
-    return json.loads(score.splitlines()[-1]) | {"commit": trained_with}
+    return json.loads(score.splitlines()[-1]) | {"commit": begun_with(directory)}
+
+
+def begun_with(directory: Path) -> str | None:
+    """The commit that a run was begun with, None if there is no such run."""
+    with contextlib.suppress(UsageError):
+        return load_config(directory)["commit"]
+    return None
 
 
 def call(stop: Event, directory: Path, script: str, *args: object) -> str:
