@@ -188,7 +188,7 @@ def tyro_cli(config_class: type[Settings], args: list[str], **options: Any) -> S
         if not stop.code:  # --help
             raise
         # A title and, in a box or, where the terminal has no such characters, below a rule, the message and more.
-        _, *lines = (line.strip("│ ") for line in errors.getvalue().splitlines())
+        lines = [line.strip("│ ") for line in errors.getvalue().splitlines()[1:]]
         lines = list(itertools.dropwhile(lambda line: not line.strip("-"), lines))
         message = " ".join(itertools.takewhile(lambda line: line.strip("─╰╯-"), lines))
         raise UsageError(f"{message.rstrip('.')}; --help lists the flags") from None
@@ -304,12 +304,12 @@ class Run:
         )
         self.handlers = {}
         with contextlib.suppress(ValueError):  # not in the main thread: there the caller decides
-            for number in (signal.SIGINT, signal.SIGTERM, *([signal.SIGALRM] if ALARMS else [])):
+            for number in (signal.SIGINT, signal.SIGTERM):
                 self.handlers[number] = signal.signal(number, self._interrupt)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
-        set_alarm(0)
+        self._set_alarm(0)
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.bar.close()
@@ -342,8 +342,7 @@ class Run:
         """Count timesteps played; a signal that came meanwhile is heeded from here on, by all that ask for it."""
         self.timestep += timesteps
         self.exit_status = self.interrupted
-        if self.interrupted:
-            set_alarm(PATIENCE)  # anew: the environment answers
+        self._set_alarm(PATIENCE)  # anew: the environment answers
 
     def log_rewards(self, rewards: np.ndarray, done: np.ndarray) -> None:
         """Log the episodes that ended in the steps just counted.
@@ -450,7 +449,7 @@ class Run:
             loop: what else the script needs to go on from here, tensors and plain data; a resumed run has it in
                 `resumed`.
         """
-        set_alarm(0)
+        self._set_alarm(0)
         self.next_save = self.timestep + self.config.checkpoint_interval
         state = {name: part.state_dict() for name, part in self.parts.items()}
         state |= {"format": CHECKPOINT_FORMAT, "rng": torch.get_rng_state()}
@@ -536,7 +535,14 @@ class Run:
         if self.interrupted:  # once more, or the alarm
             raise StoppedError("stopped in the middle of an update", self.interrupted)
         self.interrupted = 128 + number
-        set_alarm(PATIENCE)
+        if ALARMS:
+            self.handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._interrupt)
+        self._set_alarm(PATIENCE)
+
+    def _set_alarm(self, seconds: float) -> None:
+        """Have an interrupted run sent a SIGALRM after so many seconds, or none (0), where the system has such."""
+        if self.interrupted and ALARMS:  # else it may be somebody else's alarm
+            signal.setitimer(signal.ITIMER_REAL, seconds)
 
     @property
     def image_path(self) -> Path:
@@ -595,12 +601,6 @@ class Log:
     def cut(self) -> None:
         """Take away all that came after the mark."""
         os.truncate(self.path, self.size)
-
-
-def set_alarm(seconds: float) -> None:
-    """Have the process sent a SIGALRM after so many seconds, or none (0), where the system has such alarms."""
-    if ALARMS:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def file_name(env_id: str) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -62,6 +63,16 @@ def test_a_callback_that_raises_is_reported(script, tmp_path):
     with pytest.raises(runs.TrainingError, match=r"at timestep 1\d\d\d: ZeroDivisionError: .*error.txt"):
         script.train(config(script, tmp_path, "run"), callback=lambda run, scalars: 1 / 0)
     assert "ZeroDivisionError" in (tmp_path / "run" / "error.txt").read_text()
+
+
+@SCRIPTS
+def test_somebody_elses_alarm_is_left_alone(script, tmp_path):
+    rung = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(True))
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    run = script.train(config(script, tmp_path, "run", checkpoint_interval=64))
+    signal.signal(signal.SIGALRM, before)
+    assert (rung, run.exit_status, run.timestep) == ([True], 0, 2048)
 
 
 def test_the_example_of_the_readme_runs(tmp_path):
