@@ -32,16 +32,16 @@ class Config:
     """Measure nothing: print the table of what is there."""
 
 
-def measure(script: str, timesteps: int) -> list[tuple[int, float]]:
-    """Timesteps and resident megabytes, every five seconds; what the system counts as its peak comes last."""
+def measure(script: str, timesteps: int, *flags: str, interval: float = 5.0) -> list[tuple[int, float]]:
+    """Timesteps and resident megabytes, every `interval` seconds; what the system counts as its peak comes last."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(PROJECT / f"a2c_algorithm_{script}_update.py"), "--quiet"]
-        command += ["--total-timesteps", str(timesteps), "--run-dir", f"{folder}/run", "--img-dir", folder]
+        command += ["--total-timesteps", str(timesteps), "--run-dir", f"{folder}/run", "--img-dir", folder, *flags]
         samples: list[tuple[int, float]] = []
         process = subprocess.Popen(command)
         peak = 0.0
         while process.poll() is None:
-            time.sleep(5)
+            time.sleep(interval)
             status = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
             if "VmRSS" not in status:  # it has just ended
                 break

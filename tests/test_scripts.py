@@ -3,17 +3,15 @@
 import csv
 import json
 import re
-import resource
-import subprocess
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import EPOCH, EVALUATE, PROJECT, STEP
+from conftest import EPOCH, EVALUATE, STEP
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from benchmarks import memory
 
 SHORT = {EPOCH: ("--total-timesteps", 4096), STEP: ("--total-timesteps", 1200)}
 PLOT = {EPOCH: "A2C_{}_epoch.png", STEP: "A2C_{}.png"}
@@ -152,20 +150,11 @@ def test_default_run_directory_and_settings_that_need_no_flag(script, tmp_path):
     assert f"run: runs/{run.name}" in result.stdout
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory of a process from Linux's /proc")
-def test_a_long_run_does_not_grow_in_memory(tmp_path):
+@pytest.mark.skipif(sys.platform != "linux", reason="benchmarks/memory.py is for Linux")
+def test_a_long_run_does_not_grow_in_memory():
     """Less than 1 MB for 100,000 timesteps, over the second half of a million."""
-    flags = ["--total-timesteps", "1000000", "--num-envs", "64", "--sample-size", "2048", "--critic-updates", "1"]
-    command = [sys.executable, PROJECT / EPOCH, *flags, "--no-compile", "--run-dir", "run", "--quiet"]
-    process = subprocess.Popen(command, cwd=tmp_path)
-    log, samples = tmp_path / "run" / "updates.csv", []
-    while process.poll() is None:
-        time.sleep(0.1)
-        pages = Path(f"/proc/{process.pid}/statm").read_text().split()
-        last = log.read_text().rpartition("\n")[0].splitlines()[-1:] if log.exists() else []
-        if last and last[0][0].isdigit() and len(pages) > 1:
-            samples.append((int(last[0].split(",")[0]), int(pages[1]) * resource.getpagesize() / 2**20))
-    assert process.returncode == 0
+    flags = ["--num-envs", "64", "--sample-size", "2048", "--critic-updates", "1", "--no-compile"]
+    *samples, _ = memory.measure("epoch", 1_000_000, *flags, interval=0.1)
     timesteps, megabytes = np.array([sample for sample in samples if 500_000 <= sample[0] < 1_000_000]).T
     assert len(timesteps) >= 10
     slope, _ = np.polyfit(timesteps, megabytes, 1)
