@@ -32,7 +32,7 @@ from scipy import stats
 import environments
 import experiments
 import runs
-from experiments import Task, read_csv, train_all, write_csv
+from experiments import POINTS, WINDOW, Task, grid, learning_curve, read_csv, train_all, write_csv
 from utils import UsageError, plot_returns
 
 
@@ -65,10 +65,6 @@ COLUMNS = [
     ["curve", "timestep", "return"],
 ]
 """Of the three files."""
-POINTS = 50
-"""Of a curve."""
-WINDOW = 20
-"""Of training, whose mean return is a point of a curve."""
 THRESHOLDS = {"Pendulum-v0": -200.0}
 """Returns from which on an environment counts as solved, where Gymnasium gives none."""
 
@@ -171,17 +167,12 @@ class Results:
         chosen = sorted((row for row in rows if row["curve"] == curve), key=lambda row: int(row["seed"]))
         return [float(row[column]) for row in chosen]
 
-    @staticmethod
-    def grid(timesteps: int) -> np.ndarray:
-        """The timesteps of the points of a run, (POINTS,)."""
-        return np.arange(1, POINTS + 1) * timesteps // POINTS
-
     def check_complete(self) -> None:
         """Raise a `UsageError` if a curve lacks seeds that another has, or a run its curve."""
         if not self.curves:
             raise UsageError(f"{self.paths[0]} holds no run; python compare.py --env {self.name} trains some")
         seeds = range(1 + max(seed for curve in self.curves for seed in self.seeds(curve)))
-        grid = self.grid(self.timesteps).tolist()
+        points = grid(self.timesteps).tolist()
         for curve in self.curves:
             missing = set(seeds).difference(self.seeds(curve))
             if missing:
@@ -191,7 +182,7 @@ class Results:
                 raise UsageError(f"{self.paths[0]} has a seed of {curve} twice; put it back as it was")
             for seed in seeds:
                 mine = [row for row in self.points if (row["curve"], row["seed"]) == (curve, str(seed))]
-                if [int(row["timestep"]) for row in mine] != grid:
+                if [int(row["timestep"]) for row in mine] != points:
                     what = f"the {POINTS} points of seed {seed} of {curve}"
                     raise UsageError(f"{self.paths[1]} has not {what}; put it back as it was")
         if not any(row["curve"] == RANDOM for row in self.runs):
@@ -199,25 +190,20 @@ class Results:
 
     def keep(self, curve: str, task: Task, score: Mapping[str, Any]) -> None:
         """Add a run that is through."""
-        with (task.directory / "episodes.csv").open(newline="") as file:
-            episodes = [(int(row["timestep"]), float(row["return"])) for row in csv.DictReader(file)]
-        with (task.directory / "updates.csv").open(newline="") as file:
-            times = np.array([(int(row["timestep"]), float(row["wall_time"])) for row in csv.DictReader(file)])
         # Of a run whose row was lost in a crash, the rest may be there.
         self.points[:] = [row for row in self.points if (row["curve"], row["seed"]) != (curve, str(task.seed))]
-        ends, returns = np.array(episodes).reshape(-1, 2).T
-        grid = self.grid(task.timesteps)
-        for timestep, seconds in zip(grid, np.interp(grid, *times.T), strict=True):
-            through = np.searchsorted(ends, timestep, side="right")
-            value = returns[max(through - WINDOW, 0) : through].mean() if through else np.nan
+        points = learning_curve(task)
+        for timestep, seconds, value in points:
             values = [curve, str(task.seed), str(timestep), f"{seconds:.2f}", f"{value:.2f}"]
             self.points.append(dict(zip(COLUMNS[1], values, strict=True)))
         if task.seed == 0 and not task.flags:
             self.episodes[:] = [row for row in self.episodes if row["curve"] != curve]
-            self.episodes += [
-                {"curve": curve, "timestep": str(end), "return": f"{value:.6g}"} for end, value in episodes
-            ]
-        self._add(curve, task.seed, task.timesteps, score, float(times[-1, 1]), task.flags)
+            with (task.directory / "episodes.csv").open(newline="") as file:
+                self.episodes += [
+                    {"curve": curve, "timestep": row["timestep"], "return": f"{float(row['return']):.6g}"}
+                    for row in csv.DictReader(file)
+                ]
+        self._add(curve, task.seed, task.timesteps, score, points[-1][1], task.flags)
 
     def keep_random(self, env: str, timesteps: int) -> None:
         """Add the random policy."""

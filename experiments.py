@@ -18,6 +18,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from runs import commit, load_config, write_atomically
@@ -29,6 +30,10 @@ EPISODES = 100
 """Of an evaluation."""
 EVALUATION_SEED = 1_000
 """Plus the run's: of environments that neither training nor another seed's evaluation plays."""
+POINTS = 50
+"""Of a learning curve."""
+WINDOW = 20
+"""Episodes of training whose mean return is a point of a learning curve."""
 
 
 class Task(NamedTuple):
@@ -61,19 +66,22 @@ class FailedError(Exception):
     """A run failed; says which, and why in its own words."""
 
 
-def train_all(tasks: Sequence[Task], workers: int, keep: Callable[[Task, dict[str, Any]], None]) -> int:
+def train_all(
+    tasks: Sequence[Task], workers: int, keep: Callable[[Task, dict[str, Any]], None], episodes: int = EPISODES
+) -> int:
     """Train and score runs in worker processes, under one progress bar; a run that fails is reported in a line.
 
     Args:
         workers: how many at once.
         keep: called in this thread, as each run is through, with what `evaluate.py` says of it and its `commit`.
+        episodes: of its evaluation.
 
     Returns:
         How many failed.
     """
     stop, failed, through = Event(), 0, 0
     with ThreadPoolExecutor(workers) as pool:
-        going: dict[Future[dict[str, Any]], Task] = {pool.submit(train, task, stop): task for task in tasks}
+        going: dict[Future[dict[str, Any]], Task] = {pool.submit(train, task, stop, episodes): task for task in tasks}
         total = sum(task.timesteps for task in tasks)
         bar = tqdm(total=total, unit=" timesteps", unit_scale=True, disable=None, smoothing=0.02)
         try:
@@ -101,7 +109,7 @@ def train_all(tasks: Sequence[Task], workers: int, keep: Callable[[Task, dict[st
     return failed
 
 
-def train(task: Task, stop: Event) -> dict[str, Any]:
+def train(task: Task, stop: Event, episodes: int) -> dict[str, Any]:
     """Train one run, or go on with it, and score it; returns its score and the commit that it was trained with.
 
     Raises:
@@ -116,10 +124,29 @@ def train(task: Task, stop: Event) -> dict[str, Any]:
         where += ["--run-dir", directory]
     script = f"a2c_algorithm_{task.script}_update.py"
     call(stop, directory, script, *where, "--img-dir", directory, "--quiet")
-    score = call(
-        stop, directory, "evaluate.py", directory, "--episodes", EPISODES, "--seed", EVALUATION_SEED + task.seed
-    )
+    seed = EVALUATION_SEED + task.seed
+    score = call(stop, directory, "evaluate.py", directory, "--episodes", episodes, "--seed", seed)
     return json.loads(score.splitlines()[-1]) | {"commit": begun_with(directory)}
+
+
+def grid(timesteps: int) -> np.ndarray:
+    """The timesteps of the points of a learning curve, (POINTS,)."""
+    return np.arange(1, POINTS + 1) * timesteps // POINTS
+
+
+def learning_curve(task: Task) -> list[tuple[int, float, float]]:
+    """Timestep, seconds and training return, nan before there is one, of the points of a run's learning curve."""
+    with (task.directory / "episodes.csv").open(newline="") as file:
+        episodes = [(int(row["timestep"]), float(row["return"])) for row in csv.DictReader(file)]
+    with (task.directory / "updates.csv").open(newline="") as file:
+        times = np.array([(int(row["timestep"]), float(row["wall_time"])) for row in csv.DictReader(file)])
+    ends, returns = np.array(episodes).reshape(-1, 2).T
+    points = []
+    for timestep, seconds in zip(grid(task.timesteps), np.interp(grid(task.timesteps), *times.T), strict=True):
+        through = np.searchsorted(ends, timestep, side="right")
+        value = returns[max(through - WINDOW, 0) : through].mean() if through else np.nan
+        points.append((int(timestep), float(seconds), float(value)))
+    return points
 
 
 def begun_with(directory: Path) -> str | None:

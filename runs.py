@@ -22,6 +22,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 import traceback
 import zipfile
 import zlib
@@ -55,7 +56,7 @@ LOG_INTERVAL = 1000
 """Timesteps between rows of updates.csv, or more where one update takes more."""
 LOGS = {"episodes.csv": EPISODE_COLUMNS, "updates.csv": ["timestep", *METRICS, "timesteps_per_second", "wall_time"]}
 
-
+PRESETS = Path(__file__).with_name("presets.toml")
 PLOT_INTERVAL = 60
 """Seconds between drawings of the returns while training."""
 PATIENCE = 0.5
@@ -91,6 +92,8 @@ class RunConfig:
 
     env: str = "Pendulum-v0"
     """Environment: a Gymnasium id, or module:Id-v0 to import the module that registers it."""
+    preset: bool = True
+    """Start from what presets.toml has for the environment, if anything, instead of the defaults shown here."""
     seed: int = 0
     """Seed of everything random: the same seed gives the same numbers."""
     total_timesteps: int = 100_000
@@ -122,6 +125,11 @@ class RunConfig:
     """Where the networks live: cpu, cuda or cuda:<n>. For networks this small the CPU is the faster one."""
     reward_shaping: str | None = None
     """Potential that shapes the reward: built-in (MountainCar) or module:function, from observations (N, D) to (N,)."""
+
+    @classmethod
+    def for_env(cls, env: str, **settings: Any) -> Self:
+        """The defaults, but for what `presets.toml` has for an environment, but for what is said here."""
+        return cls(env=env, **{**preset(cls.script, env), **settings})
 
     @property
     def hidden(self) -> Hidden:
@@ -175,7 +183,17 @@ def parse(config_class: type[ConfigType], args: list[str]) -> ConfigType:
             if field.name not in ("total_timesteps", "img_dir", "quiet"):
                 same = getattr(config, field.name) == getattr(default, field.name)
                 check(config, field.name, same, "cannot change when a run is resumed; leave it out")
+    elif config.preset:
+        config = tyro_cli(config_class, args, default=config_class.for_env(config.env))
     return config
+
+
+def preset(script: str, env: str) -> dict[str, Any]:
+    """What `presets.toml` has for an environment, whatever its version: what it has for MuJoCo's, then its own."""
+    presets = tomllib.loads(PRESETS.read_text()).get(script, {})
+    name = env.rpartition(":")[2]
+    family = presets.get("MuJoCo", {}) if name in environments.MUJOCO_IDS else {}
+    return family | presets.get(name.rpartition("-v")[0], {})
 
 
 def tyro_cli(config_class: type[Settings], args: list[str], **options: Any) -> Settings:
@@ -909,7 +927,12 @@ def main(config_class: type[ConfigType], train: Callable[[ConfigType], Run]) -> 
     torch.set_num_threads(1)  # networks this small lose more to the hand-over between threads than they gain
     keep_memory()
     try:
-        run = train(parse(config_class, sys.argv[1:]))
+        config = parse(config_class, sys.argv[1:])
+        settings = preset(config.script, config.env) if config.preset and not config.resume else {}
+        if settings and not config.quiet:
+            shown = " ".join(f"--{name.replace('_', '-')} {getattr(config, name)}" for name in settings)
+            print(f"settings for {config.env} (--no-preset for the defaults): {shown}")
+        run = train(config)
         if run.config.quiet:
             sys.exit(run.exit_status)
         print(f"run: {run.directory}\nplot: {run.image_path}")

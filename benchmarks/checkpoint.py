@@ -22,7 +22,8 @@ import torch
 import tyro
 
 PROJECT = Path(__file__).parent.parent
-sys.path.insert(0, str(PROJECT))
+if __name__ == "__main__":
+    sys.path[0] = str(PROJECT)  # not this folder, whose mujoco.py would be taken for the library
 import a2c_algorithm_epoch_update as epoch  # noqa: E402
 import a2c_algorithm_step_update as step  # noqa: E402
 import runs  # noqa: E402

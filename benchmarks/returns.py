@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import tyro
 
 PROJECT = Path(__file__).parent.parent
-sys.path.insert(0, str(PROJECT))
+if __name__ == "__main__":
+    sys.path[0] = str(PROJECT)  # not this folder, whose mujoco.py would be taken for the library
 from experiments import Task, read_csv, train_all, write_csv  # noqa: E402
 
 RESULTS = PROJECT / "results" / "returns.csv"

@@ -27,7 +27,8 @@ import torch
 import tyro
 
 PROJECT = Path(__file__).parent.parent
-sys.path.insert(0, str(PROJECT))
+if __name__ == "__main__":
+    sys.path[0] = str(PROJECT)  # not this folder, whose mujoco.py would be taken for the library
 import environments  # noqa: E402  (registers Pendulum-v0, for every library)
 
 RESULTS = PROJECT / "results" / "throughput.csv"

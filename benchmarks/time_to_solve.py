@@ -24,7 +24,8 @@ import tyro
 
 START = float(os.environ.get("START", time.time()))
 PROJECT = Path(__file__).parent.parent
-sys.path.insert(0, str(PROJECT))
+if __name__ == "__main__":
+    sys.path[0] = str(PROJECT)  # not this folder, whose mujoco.py would be taken for the library
 
 RESULTS = PROJECT / "results" / "time_to_solve.csv"
 COLUMNS = ["learner", "seed", "seconds", "timesteps"]

@@ -22,7 +22,7 @@ def written(folder, curves=("step", "epoch"), seeds=4, env="Pendulum-v0"):
     rng = np.random.default_rng(0)
     run_rows, points, episodes = [], [], []
     for curve, seed in itertools.product(curves, range(seeds)):
-        returns = np.linspace(-1200, -150, compare.POINTS) + rng.normal(0, 20, compare.POINTS)
+        returns = np.linspace(-1200, -150, experiments.POINTS) + rng.normal(0, 20, compare.POINTS)
         score = [f"{returns[-1]:.2f}", "50.00", "-300.00"]
         settings = compare.CURVES[curve].flags
         run_rows.append([curve, seed, 1000, *score, f"{rng.uniform(1, 2):.1f}", "abc", settings])
@@ -53,7 +53,7 @@ def test_two_modes_are_trained_scored_and_drawn_and_not_again(script, tmp_path):
     ]
     assert 8 < results.random_return < 60
     timesteps, seconds, returns = results.history("step")
-    assert (timesteps[0], timesteps[-1], returns.shape) == (12, 600, (2, compare.POINTS))
+    assert (timesteps[0], timesteps[-1], returns.shape) == (12, 600, (2, experiments.POINTS))
     assert (np.diff(seconds, axis=1) >= 0).all()
     run = tmp_path / experiments.Task("step", "CartPole-v1", 600, "", 1).directory
     log = [row.split(",") for row in (run / "episodes.csv").read_text().splitlines()[1:]]

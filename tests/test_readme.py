@@ -62,7 +62,7 @@ def test_every_number_of_the_results_prose_is_in_a_table(generated, name):
     prose = "\n".join(line for line in prose.splitlines() if not line.startswith("|"))
     known = SETTINGS | set(numbers("\n".join(generated)))
     assert [number for number in numbers(prose) if number not in known] == []
-    assert {str(experiments.EPISODES), str(compare.WINDOW)} <= SETTINGS
+    assert {str(experiments.EPISODES), str(experiments.WINDOW)} <= SETTINGS
 
 
 def test_both_languages_have_the_same_commands_links_and_code():

@@ -1,0 +1,146 @@
+"""Seconds from the command to the trained policy on HalfCheetah-v4, beside Stable-Baselines3, and MuJoCo's share.
+
+    pip install -r benchmarks/requirements.txt envpool
+    python benchmarks/mujoco_speed.py                  # some ten minutes a round, into results/mujoco_speed.csv
+    python benchmarks/mujoco_speed.py --table          # no measuring: print the table of what is there
+
+1,000,000 timesteps, 4 environments, 8 steps a batch, two hidden layers of 64, one thread, observations and rewards
+normalised: what the epoch update has for MuJoCo, and what RL Baselines3 Zoo has for A2C. Every measurement is a process
+of its own, from its start to its end; they take turns, so that a slow minute of the machine falls on all of them.
+"""
+
+import csv
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import gymnasium as gym
+import tyro
+
+PROJECT = Path(__file__).parent.parent
+if __name__ == "__main__":
+    sys.path[0] = str(PROJECT)  # not this folder, whose mujoco.py would be taken for the library
+RESULTS = PROJECT / "results" / "mujoco_speed.csv"
+COLUMNS = ["case", "round", "seconds"]
+ENV, TIMESTEPS, NUM_ENVS, STEPS = "HalfCheetah-v4", 1_000_000, 4, 8
+
+
+def epoch_update(*flags: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(PROJECT / "a2c_algorithm_epoch_update.py"), "--env", ENV, "--quiet", *flags]
+        command += ["--num-envs", str(NUM_ENVS), "--sample-size", str(NUM_ENVS * STEPS)]
+        command += ["--total-timesteps", str(TIMESTEPS), "--run-dir", f"{folder}/run", "--img-dir", folder]
+        subprocess.run(command, check=True)
+
+
+def epoch_update_envpool() -> None:
+    epoch_update("--vector-backend", "envpool")
+
+
+def stable_baselines3() -> None:
+    import torch
+    from stable_baselines3 import A2C
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    torch.set_num_threads(1)
+    A2C("MlpPolicy", VecNormalize(make_vec_env(ENV, NUM_ENVS)), n_steps=STEPS, device="cpu").learn(TIMESTEPS)
+
+
+def gymnasium_alone() -> None:
+    """The environments by themselves, with random actions."""
+    envs = gym.vector.SyncVectorEnv([lambda: gym.make(ENV)] * NUM_ENVS)
+    envs.reset(seed=0)
+    envs.action_space.seed(0)
+    for _ in range(TIMESTEPS // NUM_ENVS):
+        envs.step(envs.action_space.sample())
+
+
+def mujoco_alone() -> None:
+    """The physics by itself: no observations, rewards or episodes."""
+    import mujoco
+
+    env: Any = gym.make(ENV).unwrapped
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    for _ in range(TIMESTEPS // 100):
+        env.data.ctrl[:] = env.action_space.sample()
+        mujoco.mj_step(env.model, env.data, nstep=100 * env.frame_skip)
+
+
+CASES: dict[str, Callable[[], None]] = {
+    "epoch update": epoch_update,
+    "epoch update, EnvPool": epoch_update_envpool,
+    "Stable-Baselines3": stable_baselines3,
+    "SyncVectorEnv alone": gymnasium_alone,
+    "MuJoCo alone": mujoco_alone,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Measure seconds from start to end, and print the table."""
+
+    rounds: int = 3
+    """Measurements of each case."""
+    table: bool = False
+    """Measure nothing: print the table of what is there."""
+    only: str = ""
+    """Only this case, in this very process (what the benchmark starts)."""
+
+
+def rows() -> list[dict[str, str]]:
+    """The measurements that are done."""
+    if not RESULTS.exists():
+        return []
+    with RESULTS.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def print_table() -> None:
+    """The README's table: seconds, how often they fit into Stable-Baselines3's, and what MuJoCo's are of them."""
+    seconds = {case: {row["round"]: float(row["seconds"]) for row in rows() if row["case"] == case} for case in CASES}
+    print(
+        "| 1,000,000 timesteps of HalfCheetah-v4 | seconds, median | least to most | Stable-Baselines3 = 1 | MuJoCo |"
+    )
+    print("|---|---|---|---|---|")
+    for case, times in seconds.items():
+        if times:
+            speed = median(seconds["Stable-Baselines3"][r] / times[r] for r in times)
+            share = median(seconds["MuJoCo alone"][r] / times[r] for r in times)
+            low, high = min(times.values()), max(times.values())
+            print(f"| {case} | {median(times.values()):.0f} | {low:.0f} to {high:.0f} | {speed:.1f} | {share:.0%} |")
+
+
+def main(config: Config) -> None:
+    if config.only:
+        CASES[config.only]()
+        return
+    done = {(row["case"], row["round"]) for row in rows()}
+    for r in range(0 if config.table else config.rounds):
+        for case in CASES:
+            if (case, str(r)) in done:
+                continue
+            start = time.perf_counter()
+            env = os.environ | {"OMP_NUM_THREADS": "1"}
+            subprocess.run([sys.executable, __file__, "--only", case], check=True, env=env, stdout=subprocess.DEVNULL)
+            seconds = time.perf_counter() - start
+            new = not RESULTS.exists()
+            with RESULTS.open("a", newline="") as file:
+                writer = csv.writer(file)
+                if new:
+                    writer.writerow(COLUMNS)
+                writer.writerow([case, r, round(seconds, 1)])
+            print(f"{case}: {seconds:.1f} s", flush=True)
+    print_table()
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
