@@ -6,6 +6,7 @@ Read `train` first: it is the whole algorithm, and what it calls stands above it
 1602.01783) for A2C, Schulman et al. 2016 (arXiv 1506.02438) for the advantages.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -50,6 +51,10 @@ class Config(runs.RunConfig):
     """For choices among actions: probability that a step has the noise of the step before; falls linearly to 0."""
     max_grad_norm: float = 0.5
     """Norm to which gradients are clipped, the actor's and the critic's each."""
+    max_step: float = math.inf
+    """Length to which optimiser steps are cut: root mean square over the parameters, in learning rates."""
+    center_advantages: bool = True
+    """Take each batch's mean advantage away. In a small batch that is most of what it has to say."""
     obs_norm: bool = True
     """Normalise observations by their running mean and deviation."""
     reward_norm: bool = True
@@ -61,7 +66,7 @@ class Config(runs.RunConfig):
 
     def validate(self) -> None:
         super().validate()
-        for name in ("num_envs", "sample_size", "critic_updates", "actor_lr", "critic_lr", "max_grad_norm"):
+        for name in ("num_envs", "sample_size", "critic_updates", "actor_lr", "critic_lr", "max_grad_norm", "max_step"):
             runs.check(self, name, getattr(self, name) > 0, "must be greater than 0")
         for name in ("gamma", "gae_lambda", "noise_hold"):
             runs.check(self, name, 0 <= getattr(self, name) <= 1, "must be between 0 and 1")
@@ -70,6 +75,8 @@ class Config(runs.RunConfig):
         runs.check(self, "sample_size", whole, f"must be a multiple of --num-envs {self.num_envs}")
 
 
+MEMORY = 51_200
+"""Timesteps over which the optimisers' mean of squares fades, whatever the batch: of 512, by 0.99 an update."""
 COMPILE_PAYS_FROM = 500_000
 """Timesteps after which compiling, which takes some 20 s, has won them back."""
 
@@ -96,23 +103,30 @@ class RMSprop(nn.Module):
 
     The mean is corrected for its start at zero, as Adam's is (Kingma and Ba 2015, arXiv 1412.6980); without that, the
     first step is ten times as long as the learning rate means it to be, and throws some runs off for good. So this is
-    what torch.optim.Adam with betas (0, 0.99) does after torch.nn.utils.clip_grad_norm_, in operations on one vector.
+    what torch.optim.Adam with betas (0, alpha) does after torch.nn.utils.clip_grad_norm_, in operations on one vector.
+
+    After a calm, in which the mean of squares has faded, a step could be many learning rates long and throw away in one
+    what was learned: steps longer than `max_step` are cut (Shazeer and Stern 2018, arXiv 1804.04235, section 6).
 
     Args:
         theta: the parameters, (P,).
         lr: learning rate.
         max_grad_norm: norm to which gradients are clipped.
+        max_step: root mean square over the parameters to which steps are cut, in learning rates.
+        alpha: decay of the mean of squares.
     """
 
     square: Tensor
     updates: Tensor
-    alpha, eps = 0.99, 1e-8
+    eps = 1e-8
 
-    def __init__(self, theta: Tensor, lr: float, max_grad_norm: float) -> None:
+    def __init__(self, theta: Tensor, lr: float, max_grad_norm: float, max_step: float, alpha: float) -> None:
         super().__init__()
         self.theta = theta
         self.lr = lr
         self.max_grad_norm = max_grad_norm
+        self.max_step = max_step
+        self.alpha = alpha
         self.register_buffer("square", torch.zeros_like(theta))
         self.register_buffer("updates", theta.new_zeros(1))
 
@@ -123,7 +137,11 @@ class RMSprop(nn.Module):
         self.updates.add_(1)
         self.square.lerp_(gradient.square(), 1 - self.alpha)
         mean_square = self.square / (1 - self.alpha**self.updates)
-        self.theta.sub_(self.lr * lr_scale * gradient / (mean_square.sqrt() + self.eps))
+        step = self.lr * lr_scale * gradient / (mean_square.sqrt() + self.eps)
+        if self.max_step < math.inf:
+            length = step.square().mean().sqrt() / (self.lr * lr_scale)
+            step = step * (self.max_step / (length + 1e-6)).clamp(max=1.0)
+        self.theta.sub_(step)
         return norm
 
 
@@ -138,11 +156,12 @@ class A2C:
         # V = 0 everywhere is hope, where rewards are negative: what was never tried looks better than what was.
         critic = Critic(observation_size, config.hidden, last_gain=0.0)
         self.critic = FlatNetwork(critic.to(config.device))
-        self.actor_optimizer = RMSprop(self.actor.theta, config.actor_lr, config.max_grad_norm)
-        self.critic_optimizer = RMSprop(self.critic.theta, config.critic_lr, config.max_grad_norm)
+        limits = (config.max_grad_norm, config.max_step, max(0.0, 1 - config.sample_size / MEMORY))
+        self.actor_optimizer = RMSprop(self.actor.theta, config.actor_lr, *limits)
+        self.critic_optimizer = RMSprop(self.critic.theta, config.critic_lr, *limits)
         self.obs_normalizer = ObservationNormalizer(observation_size).to(config.device)
         self.reward_normalizer = RewardNormalizer(config.num_envs, config.gamma).to(config.device)
-        self.advantage_normalizer = AdvantageNormalizer().to(config.device)
+        self.advantage_normalizer = AdvantageNormalizer(config.center_advantages).to(config.device)
         self.parts = {
             "actor": self.actor.network,
             "critic": self.critic.network,

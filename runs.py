@@ -930,8 +930,8 @@ def main(config_class: type[ConfigType], train: Callable[[ConfigType], Run]) -> 
         config = parse(config_class, sys.argv[1:])
         settings = preset(config.script, config.env) if config.preset and not config.resume else {}
         if settings and not config.quiet:
-            shown = " ".join(f"--{name.replace('_', '-')} {getattr(config, name)}" for name in settings)
-            print(f"settings for {config.env} (--no-preset for the defaults): {shown}")
+            shown = ", ".join(f"{name} {getattr(config, name)}" for name in settings)
+            print(f"settings for {config.env} (--no-preset: the defaults): {shown}")
         run = train(config)
         if run.config.quiet:
             sys.exit(run.exit_status)

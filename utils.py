@@ -154,20 +154,25 @@ class AdvantageNormalizer(nn.Module):
 
     Divided by the batch's own, as is common, the advantages of a batch in which nothing happened would be blown up to
     the size of those of a discovery, and the noise in them would drive the actor.
+
+    Args:
+        center: whether to take each batch's mean away.
     """
 
     var: Tensor
     momentum = 0.95
 
-    def __init__(self) -> None:
+    def __init__(self, center: bool = True) -> None:
         super().__init__()
+        self.center = center
         self.register_buffer("var", torch.tensor(torch.nan))
 
     def forward(self, advantages: Tensor) -> Tensor:
         """Take in a batch of advantages, of any shape, and return them normalised."""
         var = advantages.var(correction=0).to(self.var.dtype)
         self.var.copy_(torch.where(self.var.isnan(), var, var.lerp(self.var, self.momentum)))
-        return (advantages - advantages.mean()) / (self.var.sqrt() + 1e-8)
+        centered = advantages - advantages.mean() if self.center else advantages
+        return centered / (self.var.sqrt() + 1e-8)
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import math
 import signal
 import weakref
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import a2c_algorithm_epoch_update as epoch
 import environments
@@ -131,15 +133,19 @@ def test_a_batch_is_normalised_by_the_statistics_that_the_policy_acted_by(tmp_pa
             seen.append(batch.observations.flatten(0, 1).numpy())
 
 
-@pytest.mark.parametrize("lr_scale", [1.0, 0.3])
-def test_an_update_is_one_step_of_torchs_optimizer_for_the_actor_and_several_for_the_critic(tmp_path, lr_scale):
+@pytest.mark.parametrize(("lr_scale", "max_step"), [(1.0, math.inf), (0.3, math.inf), (1.0, 0.8), (0.3, 0.8)])
+def test_an_update_is_one_step_of_torchs_optimizer_for_the_actor_and_several_for_the_critic(
+    tmp_path, lr_scale, max_step
+):
     """Against torch's own optimiser and gradient clipping, layer by layer, on a copy of both networks."""
-    envs, learner = learner_for("CartPole-v1", critic_updates=3, run_dir=tmp_path / "run", img_dir=tmp_path)
+    paths = {"run_dir": tmp_path / "run", "img_dir": tmp_path}
+    envs, learner = learner_for("CartPole-v1", critic_updates=3, max_step=max_step, **paths)
     copies = [copy.deepcopy(network.network) for network in (learner.actor, learner.critic)]
     rates = (learner.config.actor_lr * lr_scale, learner.config.critic_lr * lr_scale)
-    betas = (0.0, 0.99)
+    betas = (0.0, 1 - learner.config.sample_size / 51_200)
     optimizers = [torch.optim.Adam(c.parameters(), lr, betas) for c, lr in zip(copies, rates, strict=True)]
     actor, critic = copies
+    lengths: list[float] = []
     normalizer, reward_normalizer = AdvantageNormalizer(), RewardNormalizer(4, 0.99)
     with Run(learner.config, learner.parts, envs) as run:
         observations = environments.reset_all(envs, 0)
@@ -155,19 +161,25 @@ def test_an_update_is_one_step_of_torchs_optimizer_for_the_actor_and_several_for
             policy = actor(states)
             loss = -(policy.log_prob(batch.actions) * advantages).mean() - 0.01 * policy.entropy().mean()
             norms = []
-            for network, optimizer, steps in zip(copies, optimizers, (1, 3), strict=True):
+            for network, optimizer, rate, steps in zip(copies, optimizers, rates, (1, 3), strict=True):
                 for _ in range(steps):
+                    before = parameters_to_vector(network.parameters()).detach()
                     if network is critic:
                         loss = (critic(states) - returns).square().mean()
                     optimizer.zero_grad()
                     loss.backward()
                     norms.append(torch.nn.utils.clip_grad_norm_(network.parameters(), 0.5).item())
                     optimizer.step()
+                    step = parameters_to_vector(network.parameters()).detach() - before
+                    lengths.append((step.norm() / len(step) ** 0.5 / rate).item())
+                    step *= min(1.0, max_step / lengths[-1])
+                    vector_to_parameters(before + step, network.parameters())
             metrics = learner.update(batch, lr_scale)
             np.testing.assert_allclose((metrics["actor_grad_norm"], metrics["critic_grad_norm"]), norms[:2], rtol=1e-3)
     for mine, reference in zip((learner.actor, learner.critic), copies, strict=True):
         for a, b in zip(mine.network.parameters(), reference.parameters(), strict=True):
             torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+    assert min(lengths) < 0.8 < max(lengths)  # some were cut
 
 
 def test_a_batch_gives_one_actor_step_and_is_gone_afterwards(tmp_path, monkeypatch):
@@ -274,13 +286,14 @@ def test_a_mean_stays_within_its_limit():
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
-def test_advantages_are_divided_by_their_running_deviation():
-    normalizer, rng = AdvantageNormalizer(), np.random.default_rng(0)
+@pytest.mark.parametrize("center", [True, False])
+def test_advantages_are_divided_by_their_running_deviation(center):
+    normalizer, rng = AdvantageNormalizer(center), np.random.default_rng(0)
     var = None
     for scale in (1.0, 1e-3, 5.0):
         advantages = rng.normal(3.0, scale, (8, 4))
         var = advantages.var() if var is None else 0.95 * var + 0.05 * advantages.var()
-        expected = (advantages - advantages.mean()) / np.sqrt(var)
+        expected = (advantages - center * advantages.mean()) / np.sqrt(var)
         np.testing.assert_allclose(normalizer(torch.tensor(advantages)), expected, rtol=1e-4, atol=1e-5)
 
 

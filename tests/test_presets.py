@@ -48,7 +48,7 @@ def test_flags_win(forked, tmp_path, flags, expected):
     assert result.returncode == 0, result.stderr
     config = json.loads((run / "config.json").read_text())
     assert config["gamma"] == expected
-    assert ("--num-envs" in result.stdout) == ("--no-preset" not in flags)
+    assert ("num_envs" in result.stdout) == ("--no-preset" not in flags)
     assert (config["num_envs"] == epoch.Config.num_envs) == ("--no-preset" in flags)
     resumed = forked(EPOCH, "--resume", str(run), "--total-timesteps", "64", "--img-dir", str(tmp_path))
     assert resumed.returncode == 0, resumed.stderr
