@@ -189,11 +189,14 @@ def parse(config_class: type[ConfigType], args: list[str]) -> ConfigType:
 
 
 def preset(script: str, env: str) -> dict[str, Any]:
-    """What `presets.toml` has for an environment, whatever its version: what it has for MuJoCo's, then its own."""
-    presets = tomllib.loads(PRESETS.read_text()).get(script, {})
+    """What `presets.toml` has for an environment, whatever its version; later tables win over earlier ones."""
     name = env.rpartition(":")[2]
-    family = presets.get("MuJoCo", {}) if name in environments.MUJOCO_IDS else {}
-    return family | presets.get(name.rpartition("-v")[0], {})
+    names = {name.rpartition("-v")[0], "MuJoCo" if name in environments.MUJOCO_IDS else ""}
+    settings: dict[str, Any] = {}
+    for environs, table in tomllib.loads(PRESETS.read_text()).get(script, {}).items():
+        if not names.isdisjoint(environs.split()):
+            settings |= table
+    return settings
 
 
 def tyro_cli(config_class: type[Settings], args: list[str], **options: Any) -> Settings:

@@ -16,20 +16,24 @@ PRESETS = tomllib.loads((PROJECT / "presets.toml").read_text())
 
 def test_every_preset_is_of_settings_that_there_are():
     for script, presets in PRESETS.items():
-        for env in presets:
-            config = CONFIGS[script].for_env("Hopper-v4" if env == "MuJoCo" else f"{env}-v4")
-            config.validate()
-            for name, value in presets[env].items():
-                assert getattr(config, name) == value
-                assert type(getattr(config, name)) is type(getattr(CONFIGS[script](), name)), name
-                assert value != getattr(CONFIGS[script](), name), f"{name} is the default anyway"
+        for environs, settings in presets.items():
+            for env in environs.split():
+                config = CONFIGS[script].for_env("Pusher-v4" if env == "MuJoCo" else f"{env}-v4")
+                config.validate()
+                for name, value in settings.items():
+                    assert type(getattr(config, name)) is type(getattr(CONFIGS[script](), name)) is type(value), name
+                    if env == environs:  # nothing comes after it
+                        assert getattr(config, name) == value
 
 
 @pytest.mark.parametrize("env", ["Swimmer-v4", "Swimmer-v5", "gymnasium.envs.mujoco:Swimmer-v4"])
 def test_an_environment_has_its_familys_settings_and_its_own(env):
     assert runs.preset("epoch", env) == PRESETS["epoch"]["MuJoCo"] | PRESETS["epoch"]["Swimmer"]
     assert runs.preset("epoch", "Hopper-v4") == PRESETS["epoch"]["MuJoCo"]
-    assert runs.preset("epoch", "Pendulum-v0") == {}
+    ant = PRESETS["epoch"]["MuJoCo"] | PRESETS["epoch"]["Ant HalfCheetah Humanoid"]
+    assert runs.preset("epoch", "Ant-v5") == ant
+    assert ant["num_envs"] == PRESETS["epoch"]["Ant HalfCheetah Humanoid"]["num_envs"]
+    assert runs.preset("epoch", "Pendulum-v0") == runs.preset("epoch", "Mine-v0") == {}
 
 
 @pytest.mark.parametrize(
