@@ -30,9 +30,9 @@ def test_every_preset_is_of_settings_that_there_are():
 def test_an_environment_has_its_familys_settings_and_its_own(env):
     assert runs.preset("epoch", env) == PRESETS["epoch"]["MuJoCo"] | PRESETS["epoch"]["Swimmer"]
     assert runs.preset("epoch", "Hopper-v4") == PRESETS["epoch"]["MuJoCo"]
-    ant = PRESETS["epoch"]["MuJoCo"] | PRESETS["epoch"]["Ant HalfCheetah Humanoid"]
+    ant = PRESETS["epoch"]["MuJoCo"] | PRESETS["epoch"]["Ant HalfCheetah Humanoid InvertedDoublePendulum"]
     assert runs.preset("epoch", "Ant-v5") == ant
-    assert ant["num_envs"] == PRESETS["epoch"]["Ant HalfCheetah Humanoid"]["num_envs"]
+    assert ant["num_envs"] == PRESETS["epoch"]["Ant HalfCheetah Humanoid InvertedDoublePendulum"]["num_envs"]
     assert runs.preset("epoch", "Pendulum-v0") == runs.preset("epoch", "Mine-v0") == {}
 
 
