@@ -19,6 +19,7 @@ from torch.distributions import Independent
 
 import environments
 import runs
+from distributed import ALONE, Ranks
 from environments import ActionMap, EnvFn
 from networks import Critic, FlatNetwork
 from runs import Callback, Run
@@ -148,8 +149,9 @@ class RMSprop(nn.Module):
 class A2C:
     """What is learned: actor, critic, their optimisers and the running statistics."""
 
-    def __init__(self, config: Config, observation_size: int, action_map: ActionMap) -> None:
+    def __init__(self, config: Config, observation_size: int, action_map: ActionMap, ranks: Ranks = ALONE) -> None:
         self.config = config
+        self.ranks = ranks
         self.action_map = action_map.to(config.device)
         actor = runs.make_actor(config, observation_size, action_map)
         self.actor, self.sample, self.noise = FlatNetwork(actor), actor.sample, actor.noise
@@ -159,9 +161,9 @@ class A2C:
         limits = (config.max_grad_norm, config.max_step, max(0.0, 1 - config.sample_size / MEMORY))
         self.actor_optimizer = RMSprop(self.actor.theta, config.actor_lr, *limits)
         self.critic_optimizer = RMSprop(self.critic.theta, config.critic_lr, *limits)
-        self.obs_normalizer = ObservationNormalizer(observation_size).to(config.device)
-        self.reward_normalizer = RewardNormalizer(config.num_envs, config.gamma).to(config.device)
-        self.advantage_normalizer = AdvantageNormalizer(config.center_advantages).to(config.device)
+        self.obs_normalizer = ObservationNormalizer(observation_size, ranks).to(config.device)
+        self.reward_normalizer = RewardNormalizer(config.num_envs, config.gamma, ranks).to(config.device)
+        self.advantage_normalizer = AdvantageNormalizer(config.center_advantages, ranks).to(config.device)
         self.parts = {
             "actor": self.actor.network,
             "critic": self.critic.network,
@@ -223,16 +225,18 @@ class A2C:
         gradient, (loss, entropy) = self.actor.gradient(
             lambda policy: policy_loss(policy, batch.actions, normalized, config.ent_coef), states
         )
-        norm = self.actor_optimizer.step(gradient, lr_scale)
+        norm = self.actor_optimizer.step(self.ranks.average(gradient), lr_scale)
         if config.obs_norm:
             self.obs_normalizer.update(batch.observations.flatten(0, 1))
-        return states, returns, torch.stack((loss, entropy, explained_variance(values, returns), norm))
+        numbers = torch.stack((loss, entropy, explained_variance(values, returns)))
+        return states, returns, torch.cat((self.ranks.average(numbers), norm[None]))
 
     @torch.no_grad()
     def update_critic(self, states: Tensor, returns: Tensor, lr_scale: Tensor) -> Tensor:
         """One gradient step down mean((V(s) - return)^2); returns this loss and the gradient's norm, (2,)."""
         gradient, (loss,) = self.critic.gradient(lambda values: ((values - returns).square().mean(),), states)
-        return torch.stack((loss, self.critic_optimizer.step(gradient, lr_scale)))
+        norm = self.critic_optimizer.step(self.ranks.average(gradient), lr_scale)
+        return torch.stack((self.ranks.average(loss), norm))
 
 
 def policy_loss(policy: Independent, actions: Tensor, advantages: Tensor, ent_coef: float) -> tuple[Tensor, Tensor]:
@@ -260,10 +264,10 @@ def collect(envs: VectorEnv, observations: np.ndarray, learner: A2C, run: Run) -
         The batch, and what the environments show after it.
     """
     config, seen, acted, outcomes = learner.config, [], [], []
-    noise = learner.noise(config.sample_size // config.num_envs, config.num_envs)
+    noise = learner.noise(config.sample_size // config.num_envs, config.num_envs)  # of all ranks' environments
     if not learner.action_map.continuous:
         noise = hold(noise, config.noise_hold * (1.0 - run.progress))
-    for step_noise in noise.unbind():
+    for step_noise in noise[:, learner.ranks.share(config.num_envs)].unbind():
         actions, env_actions = learner.act(to_tensor(observations, config.device), step_noise)
         next_observations, rewards, terminated, truncated, _ = envs.step(env_actions.cpu().numpy())
         run.count(config.num_envs)
@@ -298,13 +302,15 @@ def train(config: Config, env_fn: EnvFn | None = None, callback: Callback | None
         TrainingError: a number that is not finite, or an environment or the callback that raised.
     """
     config.validate()
+    ranks = Ranks.started(config.device)
+    runs.check(config, "num_envs", config.num_envs % ranks.size == 0, f"must be a multiple of the {ranks.size} ranks")
     torch.manual_seed(config.seed)
-    envs = environments.make_vector_env(config.env, config.num_envs, env_fn, config.vector_backend)
+    envs = environments.make_vector_env(config.env, config.num_envs // ranks.size, env_fn, config.vector_backend)
     action_map = ActionMap(envs.single_action_space)
-    learner = A2C(config, spaces.flatdim(envs.single_observation_space), action_map)
-    with Run(config, learner.parts, envs, callback) as run:
+    learner = A2C(config, spaces.flatdim(envs.single_observation_space), action_map, ranks)
+    with Run(config, learner.parts, envs, callback, ranks) as run:
         run.policy = runs.Policy(learner.actor.network, learner.obs_normalizer, action_map)
-        (observations,) = run.resumed or (environments.reset_all(envs, run.env_seed),)
+        (observations,) = run.resumed or (environments.reset_all(envs, run.env_seed, ranks.rank * envs.num_envs),)
         while run.unfinished:
             lr_scale = 1.0 - run.progress
             batch, observations = collect(envs, observations, learner, run)

@@ -133,13 +133,16 @@ class EnvPoolVectorEnv(VectorEnv):
         return self.observations, rewards, terminated, truncated, info
 
 
-def reset_all(envs: VectorEnv, seed: int) -> np.ndarray:
+def reset_all(envs: VectorEnv, seed: int, first: int = 0) -> np.ndarray:
     """Start an episode in every environment, with independent seeds: runs 0 and 1 share none, as seed + i would.
+
+    Args:
+        first: how many environments of the same run come before these, on other ranks.
 
     Returns:
         The first observations, (N, D).
     """
-    seeds = np.random.SeedSequence(seed).generate_state(envs.num_envs).tolist()
+    seeds = np.random.SeedSequence(seed).generate_state(first + envs.num_envs)[first:].tolist()
     return envs.reset(seed=seeds)[0]
 
 

@@ -21,6 +21,7 @@ import platform
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 import traceback
@@ -46,6 +47,7 @@ from tqdm import tqdm
 
 import env_states
 import environments
+from distributed import ALONE, RankError, Ranks
 from environments import ActionMap, EnvFn
 from networks import CategoricalActor, Critic, GaussianActor, Hidden
 from utils import ObservationNormalizer, UsageError, plot_returns
@@ -62,7 +64,7 @@ PLOT_INTERVAL = 60
 PATIENCE = 0.5
 """Seconds that an interrupted run waits for a step of its environment, before it leaves its update undone."""
 ALARMS = hasattr(signal, "setitimer")
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 PROGRESS = ["updates", "new_episodes", "recent_returns", "next_log", "next_save"]
 """What a run keeps of itself between rows of its logs."""
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -254,8 +256,16 @@ class Run:
     policy: "Policy"
 
     def __init__(
-        self, config: RunConfig, parts: Mapping[str, Any], env: gym.Env | VectorEnv, callback: "Callback | None" = None
+        self,
+        config: RunConfig,
+        parts: Mapping[str, Any],
+        env: gym.Env | VectorEnv,
+        callback: "Callback | None" = None,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self.ranks = ranks
+        if ranks.size > 1:
+            config = self._agree(config)
         self.config = config
         self.parts = parts
         self.env = env
@@ -280,6 +290,35 @@ class Run:
             self._reopen()
         else:
             self._create()
+
+    def _agree(self, config: RunConfig) -> RunConfig:
+        """Have the same scripts and settings on all ranks; only rank 0 writes where somebody looks.
+
+        The others keep their run in a folder that goes with them, with what rank 0 has of a run that is resumed.
+        """
+        mine = {name: repr(value) for name, value in dataclasses.asdict(config).items()}
+        mine |= versions() | {"the checksum of its scripts": str(sources())}
+        for rank, theirs in enumerate(self.ranks.exchange(mine)):
+            for name, value in mine.items():
+                if theirs.get(name) != value:
+                    raise RankError(
+                        f"rank {rank} has {theirs.get(name)} for {name}, and rank {self.ranks.rank} {value}"
+                    )
+        files = {}
+        if config.resume and not self.ranks.rank:
+            paths = [config.resume / name for name in ("config.json", "checkpoint.pt", *LOGS)]
+            files = {path.name: path.read_bytes() for path in paths if path.exists()}
+        files = self.ranks.exchange(files)[0]
+        if not self.ranks.rank:
+            return config
+        self.folder = tempfile.TemporaryDirectory()
+        directory = Path(self.folder.name) / "run"
+        if config.resume:
+            directory.mkdir()
+            for name, content in files.items():
+                (directory / name).write_bytes(content)
+            config = dataclasses.replace(config, resume=directory)
+        return dataclasses.replace(config, run_dir=directory, img_dir=directory, quiet=True)
 
     @property
     def unfinished(self) -> bool:
@@ -331,6 +370,11 @@ class Run:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         self._set_alarm(0)
+        if isinstance(error, RuntimeError) and self.ranks.size > 1:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends all ranks when one has ended
+            with contextlib.suppress(RuntimeError):  # torchrun itself may be gone
+                silent = self.ranks.silent()
+                error = TrainingError(f"rank {silent[0]} has ended, or does not answer") if silent else error
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.bar.close()
@@ -354,7 +398,8 @@ class Run:
                 with contextlib.suppress(OSError):  # the directory may be gone, or the disk full as well
                     (self.directory / "error.txt").write_text("".join(traceback.format_exception(error)))
                     what += f" (all of it in {self.directory / 'error.txt'})"
-            message = f"at timestep {self.timestep}: {what}; {saved}"
+            where = f"rank {self.ranks.rank}, " * (self.ranks.size > 1)
+            message = f"{where}at timestep {self.timestep}: {what}; {saved}"
             if isinstance(error, StoppedError):
                 raise StoppedError(message, error.exit_status) from error
             raise TrainingError(message) from error
@@ -362,16 +407,22 @@ class Run:
     def count(self, timesteps: int) -> None:
         """Count timesteps played; a signal that came meanwhile is heeded from here on, by all that ask for it."""
         self.timestep += timesteps
-        self.exit_status = self.interrupted
+        if self.ranks.size == 1:  # else they have to agree first
+            self.exit_status = self.interrupted
         self._set_alarm(PATIENCE)  # anew: the environment answers
 
     def log_rewards(self, rewards: np.ndarray, done: np.ndarray) -> None:
         """Log the episodes that ended in the steps just counted.
 
         Args:
-            rewards: the environments' own rewards, neither shaped nor normalised, (T, N).
+            rewards: the environments' own rewards, neither shaped nor normalised, (T, N); of this rank's N.
             done: whether an episode ended with them, (T, N).
         """
+        if self.ranks.size > 1:
+            signals = np.full_like(rewards[:1], self.interrupted)
+            told = self.ranks.gather(np.concatenate((rewards, done, signals)))
+            rewards, done, signals = np.split(told, [len(rewards), 2 * len(rewards)])
+            self.exit_status = int(signals.max())
         steps, num_envs = rewards.shape
         if self.episodes is None:
             self.episodes = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
@@ -479,9 +530,10 @@ class Run:
         state |= {"timestep": self.timestep, "wall_time": self.wall_time}
         state["progress"] = env_states.read({name: getattr(self, name) for name in PROGRESS})
         try:
-            state["world"] = env_states.read([self.env, self.episodes, loop])
+            world = env_states.read([self.env, self.episodes, loop])
         except (env_states.UnreadableError, RecursionError):  # the latter of one that holds itself
-            state["world"] = None
+            world = None
+        state["worlds"] = self.ranks.exchange(world)
         state["logs"] = {name: log.mark() for name, log in self.logs.items()}
         state["config"] = zlib.crc32((self.directory / "config.json").read_bytes())
         buffer = io.BytesIO()
@@ -539,8 +591,9 @@ class Run:
             progress = env_states.write({name: getattr(self, name) for name in PROGRESS}, state["progress"])
             for name in PROGRESS:
                 setattr(self, name, progress[name])
-            if state["world"] is not None:
-                _, self.episodes, loop = env_states.write([self.env, None, None], state["world"])
+            worlds = state["worlds"] if "worlds" in state else [state["world"]]  # the latter before format 3
+            if len(worlds) == self.ranks.size and None not in worlds:
+                _, self.episodes, loop = env_states.write([self.env, None, None], worlds[self.ranks.rank])
                 self.resumed = [part.to(self.config.device) if isinstance(part, Tensor) else part for part in loop]
             if state["cuda_rng"] is not None:
                 torch.cuda.set_rng_state(state["cuda_rng"], self.config.device)
@@ -548,7 +601,8 @@ class Run:
                 log.check(*state["logs"][name])
         for log in self.logs.values():  # what was logged after the checkpoint is about to happen again
             log.cut()
-        what = "where they were" if self.resumed else "in new episodes, since their state cannot be read"
+        why = "their state cannot be read" if len(worlds) == self.ranks.size else f"there were {len(worlds)} ranks"
+        what = "where they were" if self.resumed else f"in new episodes, since {why}"
         if not self.config.quiet:
             print(f"resumed at timestep {self.timestep}, the environments {what}")
 
@@ -706,6 +760,11 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that the numbers depend on."""
     libraries = ("torch", "gymnasium", "numpy", "mujoco")
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in libraries}
+
+
+def sources() -> int:
+    """A checksum of these scripts' code."""
+    return zlib.crc32(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
 
 
 def commit() -> str | None:
@@ -931,6 +990,8 @@ def main(config_class: type[ConfigType], train: Callable[[ConfigType], Run]) -> 
     keep_memory()
     try:
         config = parse(config_class, sys.argv[1:])
+        if config.script == "step" and os.environ.get("WORLD_SIZE", "1") != "1":
+            raise UsageError("the step update is a single process; start it without torchrun, or use the epoch update")
         settings = preset(config.script, config.env) if config.preset and not config.resume else {}
         if settings and not config.quiet:
             shown = ", ".join(f"{name} {getattr(config, name)}" for name in settings)
@@ -948,7 +1009,7 @@ def main(config_class: type[ConfigType], train: Callable[[ConfigType], Run]) -> 
             )
     except UsageError as error:
         fail(error, 2)
-    except TrainingError as error:
+    except (TrainingError, RankError) as error:
         fail(error, 1)
     except KeyboardInterrupt as stop:
         fail(stop, getattr(stop, "exit_status", 128 + signal.SIGINT))

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distributed import ALONE, Ranks
+
 
 class UsageError(ValueError):
     """A person's mistake: its one line names the flag or file, what is wrong and what would be right."""
@@ -15,7 +17,7 @@ class UsageError(ValueError):
 
 def to_tensor(numbers: Any, device: str) -> Tensor:
     """Numbers from an environment as a tensor of one type, whatever theirs, for the networks."""
-    return torch.from_numpy(np.array(numbers, dtype=np.float32)).to(device)
+    return torch.from_numpy(np.array(numbers, dtype=np.float32)).to(device, torch.get_default_dtype())
 
 
 def gae(
@@ -86,27 +88,30 @@ class RunningMeanStd(nn.Module):
 
     Args:
         size: entries of a vector, D.
+        ranks: see the same vectors' statistics, whichever of them saw a vector.
     """
 
     mean: Tensor
     var: Tensor
     count: Tensor
 
-    def __init__(self, size: int = 1) -> None:
+    def __init__(self, size: int = 1, ranks: Ranks = ALONE) -> None:
         super().__init__()
+        self.ranks = ranks
         # In double precision: after a million observations, one more moves the mean by less than a float can hold.
         self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("var", torch.ones(size, dtype=torch.float64))
         self.register_buffer("count", torch.zeros(1, dtype=torch.float64))
 
     def update(self, batch: Tensor) -> None:
-        """Take in a batch of shape (B, D)."""
-        batch = batch.double()
-        total = self.count + len(batch)
-        delta = batch.mean(0) - self.mean
-        squares = self.var * self.count + (batch - batch.mean(0)).square().sum(0)
-        self.var.copy_((squares + delta.square() * (self.count * len(batch) / total)) / total)
-        self.mean.add_(delta * len(batch) / total)
+        """Take in a batch of shape (B, D), the same B on every rank."""
+        batch, count = batch.double(), len(batch) * self.ranks.size
+        total = self.count + count
+        mean = self.ranks.average(batch.mean(0))
+        delta = mean - self.mean
+        squares = self.var * self.count + self.ranks.average((batch - mean).square().sum(0)) * self.ranks.size
+        self.var.copy_((squares + delta.square() * (self.count * count / total)) / total)
+        self.mean.add_(delta * count / total)
         self.count.copy_(total)
 
 
@@ -114,9 +119,9 @@ class ObservationNormalizer(RunningMeanStd):
     """Brings each entry of an observation to mean 0 and variance 1 over all that was seen, clipped at 10."""
 
     def forward(self, observations: Tensor) -> Tensor:
-        """Normalise observations (..., D); as they are, if none was ever seen. As float32, what the networks take."""
+        """Normalise observations (..., D); as they are, if none was ever seen. In the type that the networks take."""
         normalized = ((observations - self.mean) / (self.var + 1e-8).sqrt()).clamp(-10.0, 10.0)
-        return torch.where(self.count > 0, normalized, observations).float()
+        return torch.where(self.count > 0, normalized, observations).to(torch.get_default_dtype())
 
 
 class RewardNormalizer(RunningMeanStd):
@@ -126,27 +131,28 @@ class RewardNormalizer(RunningMeanStd):
     Source: Engstrom et al. 2020, "Implementation matters in deep policy gradients", appendix A.2.
 
     Args:
-        num_envs: environments whose rewards arrive together, N.
+        num_envs: environments whose rewards arrive together, N, over all ranks.
         gamma: the discount of the return.
+        ranks: have a share of the environments each.
     """
 
     returns: Tensor
 
-    def __init__(self, num_envs: int, gamma: float) -> None:
-        super().__init__()
+    def __init__(self, num_envs: int, gamma: float, ranks: Ranks = ALONE) -> None:
+        super().__init__(ranks=ranks)
         self.gamma = gamma
         self.register_buffer("returns", torch.zeros(num_envs, dtype=torch.float64))
 
     def forward(self, rewards: Tensor, done: Tensor) -> Tensor:
         """Take in the rewards of T steps (T, N), of which those `done` (T, N) ended an episode; return them scaled."""
         goes_on = 1.0 - done.double()
-        first = rewards[:1].double() + self.gamma * self.returns
+        first = rewards[:1].double() + self.gamma * self.returns[self.ranks.share(len(self.returns))]
         gains = torch.cat((first, rewards[1:].double()))
         returns = discounted_sum(gains.flip(0), self.gamma * goes_on.roll(1, 0).flip(0)).flip(0)
-        self.returns.copy_(returns[-1] * goes_on[-1])
+        self.returns.copy_(self.ranks.join(returns[-1] * goes_on[-1]))
         self.update(returns.view(-1, 1))
         scale = torch.where(self.var == 0, 1.0, self.var.sqrt())  # nothing to go by before returns differ
-        return (rewards / scale).clamp(-10.0, 10.0).float()
+        return (rewards / scale).clamp(-10.0, 10.0).to(torch.get_default_dtype())
 
 
 class AdvantageNormalizer(nn.Module):
@@ -157,21 +163,25 @@ class AdvantageNormalizer(nn.Module):
 
     Args:
         center: whether to take each batch's mean away.
+        ranks: have a part of the batch each.
     """
 
     var: Tensor
     momentum = 0.95
 
-    def __init__(self, center: bool = True) -> None:
+    def __init__(self, center: bool = True, ranks: Ranks = ALONE) -> None:
         super().__init__()
         self.center = center
+        self.ranks = ranks
         self.register_buffer("var", torch.tensor(torch.nan))
 
     def forward(self, advantages: Tensor) -> Tensor:
         """Take in a batch of advantages, of any shape, and return them normalised."""
-        var = advantages.var(correction=0).to(self.var.dtype)
+        mean = self.ranks.average(advantages.mean())
+        spread = advantages.var(correction=0) + (advantages.mean() - mean).square()  # of this rank's around all ranks'
+        var = self.ranks.average(spread).to(self.var.dtype)
         self.var.copy_(torch.where(self.var.isnan(), var, var.lerp(self.var, self.momentum)))
-        centered = advantages - advantages.mean() if self.center else advantages
+        centered = advantages - mean if self.center else advantages
         return centered / (self.var.sqrt() + 1e-8)
 
 
