@@ -199,7 +199,7 @@ class A2C:
         scale = to_tensor(lr_scale, self.config.device)
         states, returns, actor_numbers = self.update_actor(batch, scale)
         critic_numbers = [self.update_critic(states, returns, scale) for _ in range(self.config.critic_updates)]
-        numbers = torch.cat((actor_numbers, critic_numbers[0])).tolist()
+        numbers = self.ranks.average(torch.cat((actor_numbers, critic_numbers[0]))).tolist()
         names = ("policy_loss", "entropy", "explained_variance", "actor_grad_norm", "value_loss", "critic_grad_norm")
         return dict(zip(names, numbers, strict=True))
 
@@ -228,15 +228,13 @@ class A2C:
         norm = self.actor_optimizer.step(self.ranks.average(gradient), lr_scale)
         if config.obs_norm:
             self.obs_normalizer.update(batch.observations.flatten(0, 1))
-        numbers = torch.stack((loss, entropy, explained_variance(values, returns)))
-        return states, returns, torch.cat((self.ranks.average(numbers), norm[None]))
+        return states, returns, torch.stack((loss, entropy, explained_variance(values, returns), norm))
 
     @torch.no_grad()
     def update_critic(self, states: Tensor, returns: Tensor, lr_scale: Tensor) -> Tensor:
         """One gradient step down mean((V(s) - return)^2); returns this loss and the gradient's norm, (2,)."""
         gradient, (loss,) = self.critic.gradient(lambda values: ((values - returns).square().mean(),), states)
-        norm = self.critic_optimizer.step(self.ranks.average(gradient), lr_scale)
-        return torch.stack((self.ranks.average(loss), norm))
+        return torch.stack((loss, self.critic_optimizer.step(self.ranks.average(gradient), lr_scale)))
 
 
 def policy_loss(policy: Independent, actions: Tensor, advantages: Tensor, ent_coef: float) -> tuple[Tensor, Tensor]:

@@ -60,7 +60,7 @@ class Ranks:
                 ) from error
             atexit.register(dist.destroy_process_group)  # else its threads may outlive what they talk about
         if ranks.size > 1:
-            ranks.group = dist.group.WORLD
+            ranks.group = dist.group.WORLD.group_name  # not itself, which would outlive its end
         return ranks
 
     def share(self, count: int) -> slice:
