@@ -58,9 +58,10 @@ class Ranks:
                 raise RankError(
                     f"rank {ranks.rank} finds nobody at {':'.join(map(str, where))}; use torchrun"
                 ) from error
-            atexit.register(dist.destroy_process_group)  # else its threads may outlive what they talk about
+            atexit.register(dist.destroy_process_group)
         if ranks.size > 1:
-            ranks.group = dist.group.WORLD.group_name  # not itself, which would outlive its end
+            # By name: a group that is held would outlive its end, and its threads abort the process.
+            ranks.group = dist.distributed_c10d._get_default_group().group_name
         return ranks
 
     def share(self, count: int) -> slice:
