@@ -8,7 +8,7 @@ from conftest import PROJECT
 
 import compare
 import experiments
-from benchmarks import checkpoint, memory, returns, throughput, time_to_solve
+from benchmarks import checkpoint, memory, returns, scaling, throughput, time_to_solve
 
 READMES = {"README.md": "## Results\n", "README.zh-CN.md": "## 结果\n"}
 both = pytest.mark.parametrize("name", READMES)
@@ -31,7 +31,7 @@ def generated(capsys):
         results.check_complete()
         print(*compare.table(results), sep="\n")
     returns.print_tables(experiments.read_csv(returns.RESULTS, returns.COLUMNS))
-    for benchmark in (throughput, time_to_solve, memory, checkpoint):
+    for benchmark in (throughput, time_to_solve, scaling, memory, checkpoint):
         benchmark.print_table()
     return [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
 
@@ -53,6 +53,7 @@ SETTINGS = {  # numbers of the prose that are settings of the measurements, not 
     "64", "256",  # units of a layer, in the tables of speed and cost
     "10000", "1000000",  # time to solve: timesteps between evaluations, and at most
     "200000",
+    "16", "30", "10",  # environments of a machine; microseconds and Gbit/s between machines
 }  # fmt: skip
 
 
