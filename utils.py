@@ -88,7 +88,7 @@ class RunningMeanStd(nn.Module):
 
     Args:
         size: entries of a vector, D.
-        ranks: see the same vectors' statistics, whichever of them saw a vector.
+        ranks: see a part of each batch each; the statistics are of all of it, the same on every rank.
     """
 
     mean: Tensor
