@@ -35,15 +35,15 @@ EPISODES = 10
 
 
 class Published(NamedTuple):
-    """Returns at 1,000,000 timesteps that others report, as they write them."""
+    """Returns at 1,000,000 timesteps that others report, as they write them; "-" where they report none."""
 
-    tianshou_a2c: str = "-"
+    tianshou_a2c: str
     """Its MuJoCo benchmark: mean and deviation over ten seeds (v3 of the environments)."""
-    sb3_a2c: str = "-"
+    sb3_a2c: str
     """The benchmark of RL Baselines3 Zoo: mean and deviation over the episodes of one policy."""
-    ppo_paper_a2c: str = "-"
+    ppo_paper_a2c: str
     """Schulman et al. 2017 (arXiv 1707.06347), figure 3, as read off by Tianshou (v1)."""
-    tianshou_ppo: str = "-"
+    tianshou_ppo: str
     """As the first; not A2C, for the record."""
 
     @property

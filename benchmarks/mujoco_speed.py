@@ -5,11 +5,11 @@
     python benchmarks/mujoco_speed.py --table          # no measuring: print the table of what is there
 
 1,000,000 timesteps, 4 environments, 8 steps a batch, two hidden layers of 64, one thread, observations and rewards
-normalised: what the epoch update has for MuJoCo, and what RL Baselines3 Zoo has for A2C. Every measurement is a process
-of its own, from its start to its end; they take turns, so that a slow minute of the machine falls on all of them.
+normalised: the epoch update as its preset has it, and Stable-Baselines3's A2C with the same sizes. Every measurement is
+a process of its own, from its start to its end; they take turns, so that a slow minute of the machine falls on all of
+them.
 """
 
-import csv
 import os
 import subprocess
 import sys
@@ -98,10 +98,9 @@ class Config:
 
 def rows() -> list[dict[str, str]]:
     """The measurements that are done."""
-    if not RESULTS.exists():
-        return []
-    with RESULTS.open(newline="") as file:
-        return list(csv.DictReader(file))
+    from experiments import read_csv  # not above: it imports PyTorch, which what is timed by itself does not need
+
+    return read_csv(RESULTS, COLUMNS)
 
 
 def print_table() -> None:
@@ -113,8 +112,10 @@ def print_table() -> None:
     print("|---|---|---|---|---|")
     for case, times in seconds.items():
         if times:
-            speed = median(seconds["Stable-Baselines3"][r] / times[r] for r in times)
-            share = median(seconds["MuJoCo alone"][r] / times[r] for r in times)
+            base, physics = (seconds[name] for name in ("Stable-Baselines3", "MuJoCo alone"))
+            rounds = times.keys() & base.keys() & physics.keys()
+            speed = median(base[r] / times[r] for r in rounds) if rounds else float("nan")
+            share = median(physics[r] / times[r] for r in rounds) if rounds else float("nan")
             low, high = min(times.values()), max(times.values())
             print(f"| {case} | {median(times.values()):.0f} | {low:.0f} to {high:.0f} | {speed:.1f} | {share:.0%} |")
 
@@ -123,6 +124,8 @@ def main(config: Config) -> None:
     if config.only:
         CASES[config.only]()
         return
+    from experiments import write_csv
+
     done = {(row["case"], row["round"]) for row in rows()}
     for r in range(0 if config.table else config.rounds):
         for case in CASES:
@@ -132,12 +135,8 @@ def main(config: Config) -> None:
             env = os.environ | {"OMP_NUM_THREADS": "1"}
             subprocess.run([sys.executable, __file__, "--only", case], check=True, env=env, stdout=subprocess.DEVNULL)
             seconds = time.perf_counter() - start
-            new = not RESULTS.exists()
-            with RESULTS.open("a", newline="") as file:
-                writer = csv.writer(file)
-                if new:
-                    writer.writerow(COLUMNS)
-                writer.writerow([case, r, round(seconds, 1)])
+            row = dict(zip(COLUMNS, (case, str(r), f"{seconds:.1f}"), strict=True))
+            write_csv(RESULTS, COLUMNS, [*rows(), row])
             print(f"{case}: {seconds:.1f} s", flush=True)
     print_table()
 

@@ -17,7 +17,6 @@ the network between them has the latency and the bandwidth below, plus what an a
 both, which is calling and copying.
 """
 
-import csv
 import math
 import subprocess
 import sys
@@ -39,7 +38,9 @@ if __name__ == "__main__":
     sys.path[0] = str(PROJECT)  # not this folder, whose mujoco.py would be taken for the library
 import a2c_algorithm_epoch_update as epoch  # noqa: E402
 import environments  # noqa: E402
+from benchmarks.throughput import rate  # noqa: E402
 from distributed import Ranks  # noqa: E402
+from experiments import read_csv, write_csv  # noqa: E402
 
 RESULTS = PROJECT / "results" / "scaling.csv"
 FIGURE = PROJECT / "img" / "scaling.png"
@@ -71,15 +72,12 @@ def torchrun(ranks: int, *command: object) -> str:
 
 
 def train(ranks: int) -> float:
-    """Timesteps a second of a training, from its own log: the last two thirds, long after it has compiled."""
+    """Timesteps a second of a training."""
     with tempfile.TemporaryDirectory() as folder:
         paths = ["--run-dir", f"{folder}/run", "--img-dir", folder, "--quiet", "--no-preset"]
         script = PROJECT / "a2c_algorithm_epoch_update.py"
         torchrun(ranks, script, "--env", ENV, "--total-timesteps", TIMESTEPS, *paths)
-        with (Path(folder) / "run" / "updates.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-    first, last = rows[len(rows) // 3], rows[-1]
-    return (int(last["timestep"]) - int(first["timestep"])) / (float(last["wall_time"]) - float(first["wall_time"]))
+        return rate(Path(folder) / "run")
 
 
 def time_all_reduces() -> None:
@@ -112,21 +110,14 @@ def measure(rounds: int) -> None:
 
 def keep(what: str, values: Mapping[str, float], r: str) -> None:
     """Add measurements to the CSV."""
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(COLUMNS)
-        writer.writerows([what, size, r, f"{value:.6g}"] for size, value in values.items())
+    new = [(what, size, r, f"{value:.6g}") for size, value in values.items()]
+    write_csv(RESULTS, COLUMNS, [*rows(), *(dict(zip(COLUMNS, row, strict=True)) for row in new)])
     print(what, dict(values), flush=True)
 
 
 def rows() -> list[dict[str, str]]:
     """The measurements that are done."""
-    if not RESULTS.exists():
-        return []
-    with RESULTS.open(newline="") as file:
-        return list(csv.DictReader(file))
+    return read_csv(RESULTS, COLUMNS)
 
 
 def medians(what: str) -> dict[int, float]:
