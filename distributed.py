@@ -40,10 +40,10 @@ class Ranks:
 
     @classmethod
     def started(cls, device: str) -> "Ranks":
-        """Those that torchrun started, who now know each other; the networks live on a device.
+        """Those that torchrun started, who now know each other; on cuda each takes the GPU of its LOCAL_RANK.
 
         Raises:
-            RankError: the others cannot be found.
+            RankError: the others cannot be found, or there are fewer GPUs than ranks.
         """
         ranks = cls()
         ranks.rank, ranks.size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -51,7 +51,15 @@ class Ranks:
             where = [os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")]
             if None in where:
                 raise RankError(f"rank {ranks.rank} of {ranks.size} has no MASTER_ADDR and MASTER_PORT; use torchrun")
-            backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+            backend = "gloo"
+            if device.startswith("cuda"):
+                backend, gpu = "cpu:gloo,cuda:nccl", int(os.environ.get("LOCAL_RANK", ranks.rank))
+                if device != "cuda" or gpu >= torch.cuda.device_count():
+                    raise RankError(
+                        f"rank {ranks.rank} needs a GPU of its own, number {gpu} of its machine's "
+                        f"{torch.cuda.device_count()}; use --device cuda, and no more ranks than GPUs"
+                    )
+                torch.cuda.set_device(gpu)
             try:
                 dist.init_process_group(backend, timeout=timedelta(seconds=PATIENCE))
             except (RuntimeError, ValueError) as error:

@@ -191,14 +191,10 @@ def parse(config_class: type[ConfigType], args: list[str]) -> ConfigType:
 
 
 def preset(script: str, env: str) -> dict[str, Any]:
-    """What `presets.toml` has for an environment, whatever its version; later tables win over earlier ones."""
-    name = env.rpartition(":")[2]
-    names = {name.rpartition("-v")[0], "MuJoCo" if name in environments.MUJOCO_IDS else ""}
-    settings: dict[str, Any] = {}
-    for environs, table in tomllib.loads(PRESETS.read_text()).get(script, {}).items():
-        if not names.isdisjoint(environs.split()):
-            settings |= table
-    return settings
+    """What `presets.toml` has for an environment, whatever its version."""
+    name = env.rpartition(":")[2].rpartition("-v")[0]
+    tables = tomllib.loads(PRESETS.read_text()).get(script, {})
+    return next((table for environs, table in tables.items() if name in environs.split()), {})
 
 
 def tyro_cli(config_class: type[Settings], args: list[str], **options: Any) -> Settings:

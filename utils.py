@@ -16,8 +16,14 @@ class UsageError(ValueError):
 
 
 def to_tensor(numbers: Any, device: str) -> Tensor:
-    """Numbers from an environment as a tensor of one type, whatever theirs, for the networks."""
-    return torch.from_numpy(np.array(numbers, dtype=np.float32)).to(device, torch.get_default_dtype())
+    """Numbers from an environment as a tensor of one type, whatever theirs, for the networks.
+
+    To a GPU they go from pinned memory, which it reads by itself: nothing here waits for it.
+    """
+    tensor = torch.from_numpy(np.array(numbers, dtype=np.float32))
+    if device.startswith("cuda"):
+        tensor = tensor.pin_memory()
+    return tensor.to(device, torch.get_default_dtype(), non_blocking=True)
 
 
 def gae(
