@@ -242,6 +242,7 @@ class Run:
 
     Attributes:
         directory: where it is kept.
+        home: where rank 0 keeps it; the others' directories go with them.
         timestep: timesteps trained so far.
         policy: the trained policy, once the script has set it.
         resumed: what the script gave `save`, if the run is resumed and its environments are where they were; else None.
@@ -260,6 +261,9 @@ class Run:
         ranks: Ranks = ALONE,
     ) -> None:
         self.ranks = ranks
+        stamp = time.strftime("%Y%m%d-%H%M%S") + f"-{time.time_ns() // 1000 % 1_000_000:06d}"
+        unnamed = Path("runs") / f"{file_name(config.env)}_{config.script}_seed{config.seed}_{stamp}"
+        self.directory = self.home = config.resume or config.run_dir or unnamed
         if ranks.size > 1:
             config = self._agree(config)
         self.config = config
@@ -278,9 +282,6 @@ class Run:
         self.next_report = 0
         self.next_save = config.checkpoint_interval
         self.next_log = LOG_INTERVAL
-        stamp = time.strftime("%Y%m%d-%H%M%S") + f"-{time.time_ns() // 1000 % 1_000_000:06d}"
-        unnamed = Path("runs") / f"{file_name(self.config.env)}_{config.script}_seed{config.seed}_{stamp}"
-        self.directory = config.resume or config.run_dir or unnamed
         self.logs = {name: Log(self.directory / name) for name in LOGS}
         if config.resume:
             self._reopen()
@@ -304,11 +305,12 @@ class Run:
         if config.resume and not self.ranks.rank:
             paths = [config.resume / name for name in ("config.json", "checkpoint.pt", *LOGS)]
             files = {path.name: path.read_bytes() for path in paths if path.exists()}
-        files = self.ranks.exchange(files)[0]
+        files, home = self.ranks.exchange((files, str(self.directory)))[0]
         if not self.ranks.rank:
             return config
         self.folder = tempfile.TemporaryDirectory()
-        directory = Path(self.folder.name) / "run"
+        self.directory = directory = Path(self.folder.name) / "run"
+        self.home = Path(home)
         if config.resume:
             directory.mkdir()
             for name, content in files.items():
@@ -384,16 +386,19 @@ class Run:
             error = error or closing
         self.lock.release()
         if isinstance(error, (Exception, StoppedError)):
-            checkpoint = self.directory / "checkpoint.pt"
-            saved = f"the last checkpoint is {checkpoint}" if checkpoint.exists() else "there is no checkpoint"
+            there = (self.directory / "checkpoint.pt").exists()
+            saved = f"the last checkpoint is {self.home / 'checkpoint.pt'}" if there else "there is no checkpoint"
             what, ours = environments.first_line(error), (str(self.directory), str(self.config.img_dir))
             if isinstance(error, OSError) and (error.errno in DISK_ERRORS or str(error.filename).startswith(ours)):
                 what = f"{error.filename or self.directory} cannot be written: {error.strerror}"
             elif isinstance(error, Exception) and not isinstance(error, TrainingError):
                 what = f"{type(error).__name__}: {what}"
                 with contextlib.suppress(OSError):  # the directory may be gone, or the disk full as well
-                    (self.directory / "error.txt").write_text("".join(traceback.format_exception(error)))
-                    what += f" (all of it in {self.directory / 'error.txt'})"
+                    report = self.directory / "error.txt"
+                    if self.ranks.rank:
+                        report = Path(tempfile.mkstemp(".txt", f"error_rank{self.ranks.rank}_")[1])
+                    report.write_text("".join(traceback.format_exception(error)))
+                    what += f" (all of it in {report})"
             where = f"rank {self.ranks.rank}, " * (self.ranks.size > 1)
             message = f"{where}at timestep {self.timestep}: {what}; {saved}"
             if isinstance(error, StoppedError):

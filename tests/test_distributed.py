@@ -2,11 +2,13 @@
 
 import io
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,7 +39,7 @@ size = dict(num_envs=16, sample_size=128, total_timesteps=1536, critic_updates=3
 paths = dict(run_dir=Path(directory), img_dir=Path(directory), quiet=True)
 epoch.train(epoch.Config(env=name, **size, **paths))
 """
-# An environment that, on rank 1, dies, hangs or goes astray after 750 steps, if told to.
+# An environment that, on rank 1, dies, hangs, goes astray or raises after 750 steps, if told to.
 FAULTY = """
 import os
 import signal
@@ -60,6 +62,8 @@ class Faulty(CartPoleEnv):
                 time.sleep(0.01)
             if os.environ.get("FAULT") == "nan":
                 observation = observation * float("nan")
+            if os.environ.get("FAULT") == "raise":
+                raise ZeroDivisionError("of its own")
         return observation, *rest
 
 gym.register("Faulty-v0", Faulty, max_episode_steps=500)
@@ -158,6 +162,7 @@ def test_ranks_go_on_where_they_were(ranks, tmp_path):
         ("die", ["rank 0", "rank 1 has ended, or does not answer"]),
         ("hang", ["rank 0", "rank 1 has ended, or does not answer"]),
         ("nan", ["rank 1", "an observation is not finite"]),
+        ("raise", ["rank 1", "ZeroDivisionError: of its own"]),
     ],
 )
 def test_a_rank_that_fails_ends_the_job(ranks, tmp_path, fault, said):
@@ -167,8 +172,12 @@ def test_a_rank_that_fails_ends_the_job(ranks, tmp_path, fault, said):
     assert result.returncode != 0
     assert time.monotonic() - started < 60
     lines = errors(result.stderr)
-    assert any(all(words in line for words in (*said, "the last checkpoint is")) for line in lines), result.stderr
+    assert any(all(words in line for words in said) for line in lines), result.stderr
+    assert all("; the last checkpoint is run/checkpoint.pt" in line for line in lines)
     assert checkpoint(tmp_path / "run")["timestep"] == 1280
+    for report in re.findall(r"all of it in (.*)\)", result.stderr):
+        assert "ZeroDivisionError" in Path(report).read_text()
+        Path(report).unlink()
 
 
 def test_what_ranks_cannot_do(ranks, tmp_path):
