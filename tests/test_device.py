@@ -1,11 +1,12 @@
 """The epoch update on a GPU: where there is one, as a person would run it; where not, what can be known without."""
 
+import json
 import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import EPOCH
+from conftest import EPOCH, EVALUATE
 from gymnasium import spaces
 
 import a2c_algorithm_epoch_update as epoch
@@ -57,12 +58,13 @@ def test_each_rank_has_a_gpu_of_its_own(monkeypatch):
 
 @needs_gpu
 def test_a_run_on_a_gpu(script, tmp_path):
-    """Trains, resumes and plays; a GPU's sums are not the CPU's, so that only what it learned is compared."""
+    """Trains, resumes and plays. A GPU's sums are not the CPU's, to the bit: what counts is that it learns."""
     flags = ["--env", "CartPole-v1", "--device", "cuda", "--run-dir", tmp_path / "run", "--total-timesteps"]
     assert script(EPOCH, *flags, 30_000).returncode == 0
     assert script(EPOCH, "--resume", tmp_path / "run", "--total-timesteps", 60_000).returncode == 0
-    result = script("evaluate.py", tmp_path / "run")
+    result = script(EVALUATE, tmp_path / "run")
     assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["mean_return"] > 400
 
 
 @needs_gpu
