@@ -878,7 +878,7 @@ def compile_methods(learner: object, *names: str) -> None:
 
     def failed(error: Exception) -> None:
         if not reported:
-            print(f"not compiled ({environments.first_line(error)}); running on without", file=sys.stderr)
+            sys.stderr.write(f"not compiled ({environments.first_line(error)}); running on without\n")
         reported.append(error)
 
     for name in names:
@@ -1032,6 +1032,6 @@ def keep_memory() -> None:
 
 
 def fail(error: BaseException, status: int) -> NoReturn:
-    """End the process with one line on standard error."""
-    print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split()) or 'interrupted'}", file=sys.stderr)
+    """End the process with one line on standard error, in one piece: several ranks write theirs at once."""
+    sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split()) or 'interrupted'}\n")
     sys.exit(status)
