@@ -73,8 +73,11 @@ STEP = ["HalfCheetah-v4", "Hopper-v4", "Walker2d-v4"]
 GAINS = [
     ("HalfCheetah-v4", "--no-preset"),
     ("Walker2d-v4", "--no-preset"),
+    ("Ant-v4", "--no-preset"),
     ("Swimmer-v4", "--no-preset"),
     ("Swimmer-v4", "--num-envs 16"),
+    ("Humanoid-v4", "--no-preset"),
+    ("InvertedDoublePendulum-v4", "--no-preset"),
 ]
 """Where the epoch update is trained without its preset as well, or a part of it, to see what that is worth."""
 EXPERIMENTS = [
