@@ -196,11 +196,11 @@ def test_an_error_is_written_in_one_piece(tmp_path):
     """Or the lines of ranks that fail at once run into each other."""
     read, write = os.pipe2(os.O_DIRECT)  # gives every write back by itself
     subprocess.run([sys.executable, PROJECT / EPOCH, "--gamma", "2"], cwd=tmp_path, stderr=write, check=False)
+    os.close(write)
     line = os.read(read, 4096)
+    os.close(read)
     assert line.startswith(b"a2c_algorithm_epoch_update.py: error: --gamma 2.0")
     assert line.endswith(b"\n")
-    os.close(read)
-    os.close(write)
 
 
 def by_hand(tmp_path, script, rank, *args, **variables):
