@@ -24,6 +24,7 @@ PROJECT = Path(__file__).parent.parent
 if __name__ == "__main__":
     sys.path[0] = str(PROJECT)  # not this folder, whose mujoco.py would be taken for the library
 from experiments import WINDOW, Task, learning_curve, read_csv, train_all, write_csv  # noqa: E402
+from runs import preset  # noqa: E402
 
 RESULTS = PROJECT / "results" / "mujoco.csv"
 CURVES = PROJECT / "results" / "mujoco_curves.csv"
@@ -70,16 +71,8 @@ ENVIRONMENTS = {
 }
 STEP = ["HalfCheetah-v4", "Hopper-v4", "Walker2d-v4"]
 """Where the step update is trained as well."""
-GAINS = [
-    ("HalfCheetah-v4", "--no-preset"),
-    ("Walker2d-v4", "--no-preset"),
-    ("Ant-v4", "--no-preset"),
-    ("Swimmer-v4", "--no-preset"),
-    ("Swimmer-v4", "--num-envs 16"),
-    ("Humanoid-v4", "--no-preset"),
-    ("InvertedDoublePendulum-v4", "--no-preset"),
-]
-"""Where the epoch update is trained without its preset as well, or a part of it, to see what that is worth."""
+GAINS = [*((env, "--no-preset") for env in ENVIRONMENTS if preset("epoch", env)), ("Swimmer-v4", "--num-envs 16")]
+"""The epoch update without a preset, or with a part of it changed back, to see what that is worth."""
 EXPERIMENTS = [
     *(("epoch", env, "") for env in ENVIRONMENTS),
     *(("step", env, "") for env in STEP),

@@ -1,6 +1,7 @@
 """Settings for named environments: which they are, and that a person's own win over them."""
 
 import json
+import re
 import tomllib
 
 import pytest
@@ -9,6 +10,8 @@ from conftest import EPOCH, PROJECT
 import a2c_algorithm_epoch_update as epoch
 import a2c_algorithm_step_update as step
 import runs
+from benchmarks import mujoco
+from experiments import read_csv
 
 CONFIGS = {config.script: config for config in (epoch.Config, step.Config)}
 PRESETS = tomllib.loads((PROJECT / "presets.toml").read_text())
@@ -23,6 +26,16 @@ def test_every_preset_is_of_settings_that_there_are():
                 for name, value in settings.items():
                     assert type(getattr(config, name)) is type(getattr(CONFIGS[script](), name)) is type(value), name
                     assert getattr(config, name) == value
+
+
+def test_every_gain_that_is_written_beside_a_preset_is_what_the_results_say():
+    rows = read_csv(mujoco.RESULTS, mujoco.COLUMNS)
+    gains = re.findall(r"([\w-]+-v4): ([\d,]+) instead of ([\d,]+)", (PROJECT / "presets.toml").read_text())
+    assert {env.removesuffix("-v4") for env, *_ in gains} == set(" ".join(PRESETS["epoch"]).split())
+    for env, *said in gains:
+        measured = [mujoco.scores_of(rows, "epoch", env, flags) for flags in ("", "--no-preset")]
+        assert [len(scores) for scores in measured] == [5, 5]
+        assert [f"{scores.mean():,.0f}" for scores in measured] == said, env
 
 
 @pytest.mark.parametrize("env", ["Swimmer-v4", "Swimmer-v5", "gymnasium.envs.mujoco:Swimmer-v4"])
