@@ -1,10 +1,13 @@
-"""Advantage actor-critic (A2C), epoch update: collect `sample_size` transitions, update once, throw the batch away.
+"""Advantage actor-critic (A2C), epoch update: collect `sample_size` transitions, learn from them, discard them.
 
     python a2c_algorithm_epoch_update.py --env Pendulum-v0
 
-Read `train` first: it is the whole algorithm, and what it calls stands above it. Sources: Mnih et al. 2016 (arXiv
-1602.01783) for A2C, Schulman et al. 2016 (arXiv 1506.02438) for the advantages.
+Read it from top to bottom: settings, training, collecting, learner, loss, optimizer. Shapes: T steps, N environments,
+D entries of an observation, A of an action, P parameters. A state is a normalized observation, the input of the
+networks. Sources: Mnih et al. 2016 (arXiv 1602.01783) for A2C, Schulman et al. 2016 (arXiv 1506.02438) for advantages.
 """
+
+from __future__ import annotations
 
 import math
 from dataclasses import dataclass
@@ -18,153 +21,187 @@ from torch import Tensor, nn
 from torch.distributions import Independent
 
 import environments
-import runs
-from distributed import ALONE, Ranks
-from environments import ActionMap, EnvFn
-from networks import Critic, FlatNetwork
-from runs import Callback, Run
-from utils import AdvantageNormalizer, ObservationNormalizer, RewardNormalizer, explained_variance, gae, hold, to_tensor
+from environments import ActionMap, EnvFn, to_tensor
+from networks import Critic, FlatNetwork, make_actor, repeat_noise
+from training import ALONE, Callback, Policy, Ranks, Run, RunSettings, compile_methods, main
+from utils import AdvantageNormalizer, ObservationNormalizer, RewardNormalizer, explained_variance, gae
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(runs.RunConfig):
-    """Train A2C: collect sample_size transitions in num_envs environments, update once, throw them away."""
+class Config(RunSettings):
+    """Train A2C: collect sample_size transitions in num_envs environments, learn from them, discard them."""
 
     script: ClassVar[str] = "epoch"
 
     num_envs: int = 16
-    """Environments that step together."""
+    """Environments that are stepped together. More of them make a batch less correlated, and their rollouts shorter."""
     sample_size: int = 512
-    """Transitions of a batch, over all environments."""
+    """Transitions in a batch: num_envs times the steps of each. A larger batch is less noisy, but updates are fewer."""
     gamma: float = 0.99
-    """Discount of future rewards."""
+    """Discount factor per timestep. Raise it if rewards are delayed."""
     gae_lambda: float = 0.98
-    """Decay of generalised advantage estimation; 0 switches it off and leaves the one-step TD error."""
+    """Lambda of generalized advantage estimation (GAE). 0: the TD error, less noisy; 1: the full return, unbiased."""
     actor_lr: float = 3e-3
-    """Learning rate of the actor; it falls linearly to 0 over the run, as the critic's does."""
+    """Learning rate of the actor, annealed linearly to 0 over the run. Lower it if returns collapse."""
     critic_lr: float = 2.35e-3
-    """Learning rate of the critic."""
+    """Learning rate of the critic, annealed linearly to 0 over the run."""
     critic_updates: int = 10
-    """Gradient steps of the critic on each batch; the actor always takes one."""
+    """Gradient steps of the critic per batch; the actor takes one. Raise it if explained_variance stays low."""
     ent_coef: float = 0.01
-    """Weight of the entropy bonus in the actor's loss."""
+    """Coefficient of the entropy bonus in the actor's loss. Raise it if the policy stops exploring too early."""
     noise_hold: float = 0.5
-    """For choices among actions: probability that a step has the noise of the step before; falls linearly to 0."""
+    """Discrete actions: probability of reusing the previous step's sampling noise, annealed linearly to 0. Raise it if
+    exploring takes many equal actions in a row; 0 samples all actions independently."""
     max_grad_norm: float = 0.5
-    """Norm to which gradients are clipped, the actor's and the critic's each."""
+    """Clip the L2 norm of the gradient to this value, for actor and critic separately."""
     max_step: float = math.inf
-    """Length to which optimiser steps are cut: root mean square over the parameters, in learning rates."""
+    """Clip the RMS of each parameter update to this multiple of the learning rate. Use 1 with small batches."""
     center_advantages: bool = True
-    """Take each batch's mean advantage away. In a small batch that is most of what it has to say."""
+    """Subtract the batch mean from the advantages. Turn off for small batches, where the mean carries most of the
+    signal."""
     obs_norm: bool = True
-    """Normalise observations by their running mean and deviation."""
+    """Normalize observations by their running mean and standard deviation."""
     reward_norm: bool = True
-    """Divide rewards by the running deviation of the discounted return."""
+    """Divide rewards by the running standard deviation of their discounted sum, and clip them to [-10, 10]."""
     vector_backend: Literal["sync", "envpool"] = "sync"
-    """What steps the environments: sync, one after the other, or envpool (if installed), in C++ on all cores."""
+    """Vector environment: sync, one after the other, or envpool (if installed), in C++, faster for slow physics."""
     compile: bool = True
-    """Compile acting and updating with torch.compile where the run is long enough to win the time back."""
+    """Use torch.compile, in runs of at least 500,000 timesteps. Turn off to debug."""
 
     def validate(self) -> None:
+        """Raise a `UsageError` for the first invalid setting."""
         super().validate()
         for name in ("num_envs", "sample_size", "critic_updates", "actor_lr", "critic_lr", "max_grad_norm", "max_step"):
-            runs.check(self, name, getattr(self, name) > 0, "must be greater than 0")
+            self.check(name, getattr(self, name) > 0, "must be greater than 0")
         for name in ("gamma", "gae_lambda", "noise_hold"):
-            runs.check(self, name, 0 <= getattr(self, name) <= 1, "must be between 0 and 1")
-        runs.check(self, "ent_coef", self.ent_coef >= 0, "must not be negative")
-        whole = self.sample_size % self.num_envs == 0
-        runs.check(self, "sample_size", whole, f"must be a multiple of --num-envs {self.num_envs}")
+            self.check(name, 0 <= getattr(self, name) <= 1, "must be between 0 and 1")
+        self.check("ent_coef", self.ent_coef >= 0, "must not be negative")
+        divides = self.sample_size % self.num_envs == 0
+        self.check("sample_size", divides, f"must be a multiple of --num-envs {self.num_envs}")
 
 
-MEMORY = 51_200
-"""Timesteps over which the optimisers' mean of squares fades, whatever the batch: of 512, by 0.99 an update."""
-COMPILE_PAYS_FROM = 500_000
-"""Timesteps after which compiling, which takes some 20 s, has won them back."""
+MEAN_SQUARE_HORIZON = 51_200
+"""Timesteps over which RMSprop averages squared gradients, for every batch size."""
+COMPILE_FROM = 500_000
+"""Timesteps of the shortest run that is compiled. Compiling takes about 20 s, more than it saves in a shorter one."""
+
+
+def train(config: Config, env_fn: EnvFn | None = None, callback: Callback | None = None) -> Run:
+    """Train a policy; returns the finished run, with the policy in `run.policy`.
+
+    Args:
+        config: the settings.
+        env_fn: makes the environment, instead of `gymnasium.make`; `config.env` is then only its name.
+        callback: called with the run and the values logged to TensorBoard, about every 1,000 timesteps.
+
+    Raises:
+        UsageError: invalid settings, before anything is written.
+        TrainingError: a value that is not finite, or an exception in the environment or the callback.
+    """
+    config.validate()
+    ranks = Ranks.started(config.device)
+    num_envs = ranks.divide("--num-envs", config.num_envs)
+    torch.manual_seed(config.seed)
+    envs = environments.make_vector_env(config.env, num_envs, env_fn, config.vector_backend)
+    action_map = ActionMap(envs.single_action_space)
+    learner = A2C(config, spaces.flatdim(envs.single_observation_space), action_map, ranks)
+    with Run(config, learner.parts, envs, callback, ranks) as run:
+        run.policy = Policy(learner.actor.network, learner.obs_normalizer, action_map)
+        if run.resumed:
+            observations = run.resumed["observations"]
+        else:
+            observations = environments.reset_all(envs, run.env_seed, first=ranks.rank * num_envs)
+        while run.unfinished:
+            lr_scale = 1.0 - run.progress
+            batch, observations = collect(envs, observations, learner, run)
+            run.log_update(learner.update(batch, lr_scale))
+            del batch  # the policy has changed: these transitions are off-policy now
+            if run.save_due:
+                run.save(observations=observations)
+    envs.close()
+    return run
 
 
 class Batch(NamedTuple):
     """Transitions of T steps in N environments, in the order in which they happened."""
 
     observations: Tensor
-    """s, not normalised, (T, N, D)."""
+    """s, not normalized, (T, N, D)."""
     actions: Tensor
-    """a, as the actor put it out, (T, N, A)."""
+    """a, as sampled, before `ActionMap` scales and clips it, (T, N, A)."""
     rewards: Tensor
-    """r, shaped, not normalised, (T, N)."""
+    """r, shaped if --reward-shaping is on, not normalized, (T, N)."""
     next_observations: Tensor
-    """s', not normalised, (T, N, D): at an episode's end its last observation, not the first of the next."""
+    """s', not normalized, (T, N, D); at the end of an episode its final observation, not the first of the next one."""
     terminated: Tensor
-    """1 where the task ended at s', else 0, (T, N)."""
+    """1 where the episode terminated at s', else 0, (T, N)."""
     truncated: Tensor
-    """1 where the episode was cut at s', else 0, (T, N)."""
+    """1 where the episode was truncated at s', else 0, (T, N)."""
 
 
-class RMSprop(nn.Module):
-    """Gradient descent scaled by the running mean of squares (Hinton 2012), of a gradient clipped to a norm.
-
-    The mean is corrected for its start at zero, as Adam's is (Kingma and Ba 2015, arXiv 1412.6980); without that, the
-    first step is ten times as long as the learning rate means it to be, and throws some runs off for good. So this is
-    what torch.optim.Adam with betas (0, alpha) does after torch.nn.utils.clip_grad_norm_, in operations on one vector.
-
-    After a calm, in which the mean of squares has faded, a step could be many learning rates long and throw away in one
-    what was learned: steps longer than `max_step` are cut (Shazeer and Stern 2018, arXiv 1804.04235, section 6).
+def collect(envs: VectorEnv, observations: np.ndarray, learner: A2C, run: Run) -> tuple[Batch, np.ndarray]:
+    """Step the environments for `sample_size` timesteps with the current policy.
 
     Args:
-        theta: the parameters, (P,).
-        lr: learning rate.
-        max_grad_norm: norm to which gradients are clipped.
-        max_step: root mean square over the parameters to which steps are cut, in learning rates.
-        alpha: decay of the mean of squares.
+        observations: the current ones of the environments, (N, D), not normalized; those after the batch are returned.
     """
-
-    square: Tensor
-    updates: Tensor
-    eps = 1e-8
-
-    def __init__(self, theta: Tensor, lr: float, max_grad_norm: float, max_step: float, alpha: float) -> None:
-        super().__init__()
-        self.theta = theta
-        self.lr = lr
-        self.max_grad_norm = max_grad_norm
-        self.max_step = max_step
-        self.alpha = alpha
-        self.register_buffer("square", torch.zeros_like(theta))
-        self.register_buffer("updates", theta.new_zeros(1))
-
-    def step(self, gradient: Tensor, lr_scale: Tensor) -> Tensor:
-        """Descend along a gradient, (P,); returns its norm before it was clipped, ()."""
-        norm = gradient.norm()
-        gradient = gradient * (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-        self.updates.add_(1)
-        self.square.lerp_(gradient.square(), 1 - self.alpha)
-        mean_square = self.square / (1 - self.alpha**self.updates)
-        step = self.lr * lr_scale * gradient / (mean_square.sqrt() + self.eps)
-        if self.max_step < math.inf:
-            length = step.square().mean().sqrt() / (self.lr * lr_scale)
-            step = step * (self.max_step / (length + 1e-6)).clamp(max=1.0)
-        self.theta.sub_(step)
-        return norm
+    config, all_observations, all_actions, outcomes = learner.config, [], [], []
+    # All ranks draw the same noise, for all environments, and use their slice of it.
+    noise = learner.actor.network.noise(config.sample_size // config.num_envs, config.num_envs)
+    if not learner.action_map.continuous:
+        noise = repeat_noise(noise, config.noise_hold * (1.0 - run.progress))
+    for step_noise in noise[:, learner.ranks.local_slice(config.num_envs)].unbind():
+        actions, env_actions = learner.act(to_tensor(observations, config.device), step_noise)
+        next_observations, rewards, terminated, truncated, _ = envs.step(env_actions.cpu().numpy())
+        run.count(config.num_envs)
+        all_observations.append(observations)
+        all_actions.append(actions)
+        outcomes.append((next_observations, rewards, terminated, truncated))
+        observations, done = next_observations, terminated | truncated
+        if done.any():  # vector environments do not reset by themselves here
+            observations, _ = envs.reset(options={"reset_mask": done})
+    next_observations, rewards, terminated, truncated = map(np.array, zip(*outcomes, strict=True))
+    run.check_steps("an observation", next_observations)
+    run.check_steps("a reward", rewards)
+    run.log_rewards(rewards, terminated | truncated)  # the environment's own rewards, before shaping
+    if learner.shaping:
+        rewards = rewards + learner.shaping(np.array(all_observations), next_observations, terminated)
+    batch = Batch(
+        observations=to_tensor(all_observations, config.device),
+        actions=torch.stack(all_actions),
+        rewards=to_tensor(rewards, config.device),
+        next_observations=to_tensor(next_observations, config.device),
+        terminated=to_tensor(terminated, config.device),
+        truncated=to_tensor(truncated, config.device),
+    )
+    return batch, observations
 
 
 class A2C:
-    """What is learned: actor, critic, their optimisers and the running statistics."""
+    """The learner: actor, critic, their optimizers and the running statistics.
+
+    Args:
+        observation_size: D.
+        action_map: from sampled actions to those of the environment.
+        ranks: the processes that train together; each has an equal part of every batch.
+    """
 
     def __init__(self, config: Config, observation_size: int, action_map: ActionMap, ranks: Ranks = ALONE) -> None:
         self.config = config
         self.ranks = ranks
         self.action_map = action_map.to(config.device)
-        actor = runs.make_actor(config, observation_size, action_map)
-        self.actor, self.sample, self.noise = FlatNetwork(actor), actor.sample, actor.noise
-        # V = 0 everywhere is hope, where rewards are negative: what was never tried looks better than what was.
-        critic = Critic(observation_size, config.hidden, last_gain=0.0)
-        self.critic = FlatNetwork(critic.to(config.device))
-        limits = (config.max_grad_norm, config.max_step, max(0.0, 1 - config.sample_size / MEMORY))
-        self.actor_optimizer = RMSprop(self.actor.theta, config.actor_lr, *limits)
-        self.critic_optimizer = RMSprop(self.critic.theta, config.critic_lr, *limits)
+        actor = make_actor(observation_size, action_map.nvec, action_map.bounded, config)
+        # The critic starts at V(s) = 0: optimistic where rewards are negative, which encourages exploration.
+        critic = Critic(observation_size, config, last_gain=0.0)
+        self.actor, self.critic = FlatNetwork(actor.to(config.device)), FlatNetwork(critic.to(config.device))
+        alpha = max(0.0, 1 - config.sample_size / MEAN_SQUARE_HORIZON)
+        limits = {"max_grad_norm": config.max_grad_norm, "max_step": config.max_step}
+        self.actor_optimizer = RMSprop(self.actor.theta, lr=config.actor_lr, alpha=alpha, **limits)
+        self.critic_optimizer = RMSprop(self.critic.theta, lr=config.critic_lr, alpha=alpha, **limits)
         self.obs_normalizer = ObservationNormalizer(observation_size, ranks).to(config.device)
         self.reward_normalizer = RewardNormalizer(config.num_envs, config.gamma, ranks).to(config.device)
         self.advantage_normalizer = AdvantageNormalizer(config.center_advantages, ranks).to(config.device)
-        self.parts = {
+        self.parts = {  # what a checkpoint saves
             "actor": self.actor.network,
             "critic": self.critic.network,
             "actor_optimizer": self.actor_optimizer,
@@ -173,152 +210,136 @@ class A2C:
             "reward_normalizer": self.reward_normalizer,
             "advantage_normalizer": self.advantage_normalizer,
         }
-        self.potential = environments.load_potential(config.reward_shaping, config.env)
-        if config.compile and config.total_timesteps >= COMPILE_PAYS_FROM:
-            runs.compile_methods(self, "act", "update_actor", "update_critic")
+        self.shaping = environments.load_shaping(config.reward_shaping, config.env, config.gamma)
+        if config.compile and config.total_timesteps >= COMPILE_FROM:
+            compile_methods(self, "act", "update_actor", "update_critic")
 
     @torch.no_grad()
     def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Sample actions for observations (N, D): as the actor puts them out, (N, A), and as environments take them."""
-        actions = self.sample(self.actor(self.obs_normalizer(observations)), noise)
+        """Sample actions for observations (N, D); returns them, (N, A), and as the environments take them."""
+        pi = self.actor(self.obs_normalizer.normalize(observations))
+        actions = self.actor.network.sample(pi, noise)
         return actions, self.action_map(actions)
 
     def update(self, batch: Batch, lr_scale: float) -> dict[str, float]:
         """Learn from a batch: one gradient step of the actor, `critic_updates` of the critic.
 
-        The actor's gradient is that of the policy which collected the batch: it may take one step with it. The critic
-        regresses on targets that stay what they are: it may take many.
+        The policy gradient holds only for the policy that collected the batch, so the actor takes one step. The
+        critic's targets are fixed numbers, which it regresses on, so it can take several.
 
         Args:
-            batch: collected with the actor as it is now, and of no use once the actor has changed.
-            lr_scale: share of the learning rates to use.
+            batch: collected with the current policy.
+            lr_scale: factor of both learning rates, in (0, 1].
 
         Returns:
-            The metrics of `runs.METRICS`.
+            Metrics by name.
         """
-        scale = to_tensor(lr_scale, self.config.device)
-        states, returns, actor_numbers = self.update_actor(batch, scale)
-        critic_numbers = [self.update_critic(states, returns, scale) for _ in range(self.config.critic_updates)]
-        numbers = self.ranks.average(torch.cat((actor_numbers, critic_numbers[0]))).tolist()
-        names = ("policy_loss", "entropy", "explained_variance", "actor_grad_norm", "value_loss", "critic_grad_norm")
-        return dict(zip(names, numbers, strict=True))
+        scale = to_tensor(lr_scale, self.config.device)  # a number would be compiled anew for every value
+        states, returns, actor_metrics = self.update_actor(batch, scale)
+        critic_metrics = [self.update_critic(states, returns, scale) for _ in range(self.config.critic_updates)]
+        metrics = actor_metrics | critic_metrics[0]  # the loss before the critic has fitted this batch
+        values = self.ranks.all_reduce_mean(torch.stack(list(metrics.values()))).tolist()
+        return dict(zip(metrics, values, strict=True))
 
-    @torch.no_grad()
-    def update_actor(self, batch: Batch, lr_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One gradient step down `policy_loss`, with the advantages that the critic sees in a batch.
+    def update_actor(self, batch: Batch, lr_scale: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Compute advantages and critic targets, and take one gradient step on `policy_loss`.
 
         Returns:
-            The normalised states (T, N, D) and the critic's targets there (T, N), and four numbers: the loss, the mean
-            entropy, the critic's explained variance and the gradient's norm, (4,).
+            The states (T, N, D), the critic's targets (T, N), and metrics by name, () each.
         """
         config = self.config
-        # All by the statistics that the policy acted by: the critic must see s' as it sees it again as s.
-        states, next_states = self.obs_normalizer(batch.observations), self.obs_normalizer(batch.next_observations)
-        rewards = batch.rewards
-        if config.reward_norm:
-            rewards = self.reward_normalizer(rewards, torch.maximum(batch.terminated, batch.truncated))
-        values, next_values = self.critic(states), self.critic(next_states)
-        advantages, returns = gae(
-            rewards, values, next_values, batch.terminated, batch.truncated, config.gamma, config.gae_lambda
-        )
-        normalized = self.advantage_normalizer(advantages)
-        gradient, (loss, entropy) = self.actor.gradient(
-            lambda policy: policy_loss(policy, batch.actions, normalized, config.ent_coef), states
-        )
-        norm = self.actor_optimizer.step(self.ranks.average(gradient), lr_scale)
+        with torch.no_grad():  # advantages and targets are constants: no gradient flows through them
+            # By the statistics used while collecting, for s and s' alike; these are updated after the actor's step.
+            states = self.obs_normalizer.normalize(batch.observations)
+            next_states = self.obs_normalizer.normalize(batch.next_observations)
+            rewards, done = batch.rewards, torch.maximum(batch.terminated, batch.truncated)
+            if config.reward_norm:
+                self.reward_normalizer.update_returns(rewards, done)
+                rewards = self.reward_normalizer.normalize(rewards)
+            values, next_values = self.critic(states), self.critic(next_states)
+            advantages, returns = gae(
+                rewards, values, next_values, batch.terminated, batch.truncated, config.gamma, config.gae_lambda
+            )
+            self.advantage_normalizer.update(advantages)
+            advantages = self.advantage_normalizer.normalize(advantages)
+        loss, entropy = policy_loss(self.actor(states), batch.actions, advantages, config.ent_coef)
+        (gradient,) = torch.autograd.grad(loss, self.actor.theta)
+        grad_norm = self.actor_optimizer.step(self.ranks.all_reduce_mean(gradient), lr_scale)
         if config.obs_norm:
             self.obs_normalizer.update(batch.observations.flatten(0, 1))
-        return states, returns, torch.stack((loss, entropy, explained_variance(values, returns), norm))
+        metrics = {"policy_loss": loss.detach(), "entropy": entropy.detach(), "actor_grad_norm": grad_norm}
+        return states, returns, metrics | {"explained_variance": explained_variance(values, returns)}
 
-    @torch.no_grad()
-    def update_critic(self, states: Tensor, returns: Tensor, lr_scale: Tensor) -> Tensor:
-        """One gradient step down mean((V(s) - return)^2); returns this loss and the gradient's norm, (2,)."""
-        gradient, (loss,) = self.critic.gradient(lambda values: ((values - returns).square().mean(),), states)
-        return torch.stack((loss, self.critic_optimizer.step(self.ranks.average(gradient), lr_scale)))
+    def update_critic(self, states: Tensor, returns: Tensor, lr_scale: Tensor) -> dict[str, Tensor]:
+        """Take one gradient step on mean((V(s) - return)^2) for states (T, N, D) and returns (T, N)."""
+        loss = (self.critic(states) - returns).square().mean()
+        (gradient,) = torch.autograd.grad(loss, self.critic.theta)
+        grad_norm = self.critic_optimizer.step(self.ranks.all_reduce_mean(gradient), lr_scale)
+        return {"value_loss": loss.detach(), "critic_grad_norm": grad_norm}
 
 
-def policy_loss(policy: Independent, actions: Tensor, advantages: Tensor, ent_coef: float) -> tuple[Tensor, Tensor]:
-    """-mean(log pi(a|s) * A) - ent_coef * entropy, whose gradient is minus the policy gradient, and the mean entropy.
+def policy_loss(pi: Independent, actions: Tensor, advantages: Tensor, ent_coef: float) -> tuple[Tensor, Tensor]:
+    """-mean(log pi(a|s) * A) - ent_coef * entropy: descending it follows the policy gradient and raises the entropy.
 
-    log pi(a|s) is computed anew from the stored states and actions. Log-probabilities kept from the collection, where
-    no graph was recorded, would be constants, and the loss without a gradient.
+    log pi(a|s) is computed from the stored states and actions, with its graph. Log-probabilities stored while
+    collecting, where no graph is recorded, would be constants, and the loss would have no gradient.
 
     Args:
-        policy: the actor's distribution in the states of the batch, as they were when the actions were taken.
-        actions: (..., A), as the actor put them out: not clipped, not scaled.
+        pi: the actor's distribution pi(.|s) in the states of the batch, batch shape (...), event shape (A,).
+        actions: (..., A), as sampled, before `ActionMap` scales and clips them.
         advantages: (...), constants.
-    """
-    entropy = policy.entropy().mean()
-    return -(policy.log_prob(actions) * advantages).mean() - ent_coef * entropy, entropy
-
-
-def collect(envs: VectorEnv, observations: np.ndarray, learner: A2C, run: Run) -> tuple[Batch, np.ndarray]:
-    """Play `sample_size` timesteps with the policy as it is.
-
-    Args:
-        observations: what the environments show now, (N, D), not normalised.
 
     Returns:
-        The batch, and what the environments show after it.
+        The loss and the mean entropy, both ().
     """
-    config, seen, acted, outcomes = learner.config, [], [], []
-    noise = learner.noise(config.sample_size // config.num_envs, config.num_envs)  # of all ranks' environments
-    if not learner.action_map.continuous:
-        noise = hold(noise, config.noise_hold * (1.0 - run.progress))
-    for step_noise in noise[:, learner.ranks.share(config.num_envs)].unbind():
-        actions, env_actions = learner.act(to_tensor(observations, config.device), step_noise)
-        next_observations, rewards, terminated, truncated, _ = envs.step(env_actions.cpu().numpy())
-        run.count(config.num_envs)
-        seen.append(observations)
-        acted.append(actions)
-        outcomes.append((next_observations, rewards, terminated, truncated))
-        observations, done = next_observations, terminated | truncated
-        if done.any():
-            observations, _ = envs.reset(options={"reset_mask": done})
-    reached, rewards, terminated, truncated = map(np.array, zip(*outcomes, strict=True))
-    run.check_steps("an observation", reached)
-    run.check_steps("a reward", rewards)
-    run.log_rewards(rewards, terminated | truncated)  # the environment's own, before anything is done to them
-    if learner.potential:
-        rewards = rewards + environments.shaping_reward(
-            learner.potential, np.array(seen), reached, terminated, config.gamma
-        )
-    arrays = (to_tensor(array, config.device) for array in (rewards, reached, terminated, truncated))
-    return Batch(to_tensor(seen, config.device), torch.stack(acted), *arrays), observations
+    entropy = pi.entropy().mean()
+    return -(pi.log_prob(actions) * advantages).mean() - ent_coef * entropy, entropy
 
 
-def train(config: Config, env_fn: EnvFn | None = None, callback: Callback | None = None) -> Run:
-    """Train a policy, and return the finished run, with the policy in `run.policy`.
+class RMSprop(nn.Module):
+    """RMSprop (Hinton 2012) with gradient clipping, bias correction and update clipping.
+
+        square <- alpha * square + (1 - alpha) * g^2                                g: the clipped gradient
+        theta  <- theta - lr * g / (sqrt(square / (1 - alpha^t)) + eps)             t: the number of updates
+
+    With max_step infinite, this is torch.optim.Adam with betas (0, alpha) after torch.nn.utils.clip_grad_norm_. Without
+    the bias correction (Kingma and Ba 2015, arXiv 1412.6980), the first step would be 1 / sqrt(1 - alpha) learning
+    rates long, which ruins some runs. While gradients are small, the mean of squares decays; then the next large one
+    causes a step of many learning rates, which `max_step` clips (Shazeer and Stern 2018, arXiv 1804.04235, section 6).
 
     Args:
-        config: the settings.
-        env_fn: makes the environment, for one that is not registered; `config.env` is then only its name.
-        callback: called with the run and the numbers that go to TensorBoard, about every 1,000 timesteps.
-
-    Raises:
-        UsageError: settings that cannot be, before anything is written.
-        TrainingError: a number that is not finite, or an environment or the callback that raised.
+        theta: the parameters, (P,).
+        alpha: decay of the mean of squares, per update.
+        max_grad_norm: the L2 norm of the gradient is clipped to this.
+        max_step: the RMS of an update is clipped to this multiple of the learning rate `lr`.
     """
-    config.validate()
-    ranks = Ranks.started(config.device)
-    runs.check(config, "num_envs", config.num_envs % ranks.size == 0, f"must be a multiple of the {ranks.size} ranks")
-    torch.manual_seed(config.seed)
-    envs = environments.make_vector_env(config.env, config.num_envs // ranks.size, env_fn, config.vector_backend)
-    action_map = ActionMap(envs.single_action_space)
-    learner = A2C(config, spaces.flatdim(envs.single_observation_space), action_map, ranks)
-    with Run(config, learner.parts, envs, callback, ranks) as run:
-        run.policy = runs.Policy(learner.actor.network, learner.obs_normalizer, action_map)
-        (observations,) = run.resumed or (environments.reset_all(envs, run.env_seed, ranks.rank * envs.num_envs),)
-        while run.unfinished:
-            lr_scale = 1.0 - run.progress
-            batch, observations = collect(envs, observations, learner, run)
-            run.log_update(learner.update(batch, lr_scale))
-            del batch  # the actor has changed: these are no longer its transitions
-            if run.save_due:
-                run.save(observations)
-    envs.close()
-    return run
+
+    square: Tensor
+    updates: Tensor
+    eps = 1e-8
+
+    def __init__(self, theta: Tensor, *, lr: float, alpha: float, max_grad_norm: float, max_step: float) -> None:
+        super().__init__()
+        self.theta, self.lr, self.alpha = theta, lr, alpha
+        self.max_grad_norm, self.max_step = max_grad_norm, max_step
+        self.register_buffer("square", torch.zeros_like(theta))
+        self.register_buffer("updates", theta.new_zeros(1))
+
+    @torch.no_grad()
+    def step(self, gradient: Tensor, lr_scale: Tensor) -> Tensor:
+        """Take a step against the gradient, (P,), with `lr_scale` times the learning rate; returns its L2 norm, ()."""
+        norm = gradient.norm()
+        gradient = gradient * (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        self.updates.add_(1)
+        self.square.lerp_(gradient.square(), 1 - self.alpha)
+        mean_square = self.square / (1 - self.alpha**self.updates)
+        step = self.lr * lr_scale * gradient / (mean_square.sqrt() + self.eps)
+        if self.max_step < math.inf:
+            rms = step.square().mean().sqrt() / (self.lr * lr_scale)
+            step = step * (self.max_step / (rms + 1e-6)).clamp(max=1.0)
+        self.theta.sub_(step)
+        return norm
 
 
 if __name__ == "__main__":
-    runs.main(Config, train)
+    main(Config, train)

@@ -30,14 +30,17 @@ import torch
 from scipy import stats
 
 import environments
-import experiments
-import runs
-from experiments import POINTS, WINDOW, Task, grid, learning_curve, read_csv, train_all, write_csv
-from utils import UsageError, plot_returns
+from environments import UsageError
+from training import Policy, evaluate
+from training.cli import fail, tyro_cli
+from training.experiments import EPISODES, POINTS, WINDOW, Task, grid, learning_curve, read_csv, train_all, write_csv
+from training.files import check_writable, file_name
+from training.provenance import commit
+from utils import plot_returns
 
 
 class Curve(NamedTuple):
-    """One way to train, and how its line looks: told apart by its dashes and markers too, in grey."""
+    """A way to train, and the style of its line; dashes and markers tell the lines apart without color."""
 
     label: str
     script: str
@@ -52,7 +55,7 @@ CURVES = {
     "step-textbook": Curve("step update, textbook", "step", "--textbook", "#56B4E9", "--", "s"),
     "epoch": Curve("epoch update", "epoch", "", "#D55E00", "-", "^"),
     "epoch-no-gae": Curve("epoch, no GAE", "epoch", "--gae-lambda 0", "#E69F00", "--", "v"),
-    "epoch-no-obs-norm": Curve("epoch, no observation normalisation", "epoch", "--no-obs-norm", "#009E73", ":", "D"),
+    "epoch-no-obs-norm": Curve("epoch, no observation normalization", "epoch", "--no-obs-norm", "#009E73", ":", "D"),
     "epoch-neither": Curve("epoch, neither of them", "epoch", "--gae-lambda 0 --no-obs-norm", "#CC79A7", "-.", "X"),
 }
 CurveName = Literal["step", "step-textbook", "epoch", "epoch-no-gae", "epoch-no-obs-norm", "epoch-neither"]
@@ -64,9 +67,9 @@ COLUMNS = [
     ["curve", "seed", "timestep", "seconds", "return"],
     ["curve", "timestep", "return"],
 ]
-"""Of the three files."""
+"""Columns of the three files."""
 THRESHOLDS = {"Pendulum-v0": -200.0}
-"""Returns from which on an environment counts as solved, where Gymnasium gives none."""
+"""Returns at which an environment counts as solved, where Gymnasium defines none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +79,13 @@ class Config:
     env: str = "Pendulum-v0"
     """Environment: a Gymnasium id, or module:Id-v0 to import the module that registers it."""
     curves: tuple[CurveName, ...] = ("step", "epoch")
-    """What to train. The figure and the table show all that there are results of."""
+    """Curves to train. Figure and table show all curves in the folder of results."""
     seeds: int = 10
-    """Seeds 0 to seeds - 1; an interval needs two."""
+    """Number of seeds, 0 and up; at least two, for an interval."""
     total_timesteps: int = 100_000
-    """Timesteps to train each run."""
+    """Timesteps of each run; the same as in the folder of results."""
     workers: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    """Runs at once, of one thread each; by default one a core."""
+    """Runs at the same time, with one thread each; by default one per core."""
     results: Path = Path("results")
     """Folder of the results."""
     img_dir: Path = Path("img")
@@ -97,12 +100,12 @@ class Config:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least {least}")
         if not self.curves:
             raise UsageError(f"--curves needs at least one of {', '.join(CURVES)}")
-        runs.check_writable("--results", self.results)
-        runs.check_writable("--img-dir", self.img_dir)
+        check_writable("--results", self.results)
+        check_writable("--img-dir", self.img_dir)
 
 
 class Results:
-    """What is known of one environment: three CSV files.
+    """The results of one environment, in three CSV files.
 
     Args:
         folder: of the results.
@@ -131,7 +134,7 @@ class Results:
 
     @property
     def curves(self) -> list[str]:
-        """The names of those that there are runs of."""
+        """The names of the curves with results."""
         there = {row["curve"] for row in self.runs}
         return [name for name in CURVES if name in there]
 
@@ -146,7 +149,7 @@ class Results:
         return next(float(row["mean_return"]) for row in self.runs if row["curve"] == RANDOM)
 
     def seeds(self, curve: str) -> list[int]:
-        """The seeds that there are runs of."""
+        """The seeds with results."""
         return sorted(int(row["seed"]) for row in self.runs if row["curve"] == curve)
 
     def scores(self, curve: str) -> np.ndarray:
@@ -154,7 +157,7 @@ class Results:
         return np.array(self._column(self.runs, curve, "mean_return"))
 
     def seconds(self, curve: str) -> np.ndarray:
-        """What each seed took to train, (S,)."""
+        """Training time of each seed in seconds, (S,)."""
         return np.array(self._column(self.runs, curve, "seconds"))
 
     def history(self, curve: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -189,8 +192,8 @@ class Results:
             raise UsageError(f"{self.paths[0]} has no random policy; put it back as it was")
 
     def keep(self, curve: str, task: Task, score: Mapping[str, Any]) -> None:
-        """Add a run that is through."""
-        # Of a run whose row was lost in a crash, the rest may be there.
+        """Add a finished run."""
+        # After a crash, the points of a run may be there without its row.
         self.points[:] = [row for row in self.points if (row["curve"], row["seed"]) != (curve, str(task.seed))]
         points = learning_curve(task)
         for timestep, seconds, value in points:
@@ -207,8 +210,8 @@ class Results:
 
     def keep_random(self, env: str, timesteps: int) -> None:
         """Add the random policy."""
-        score = runs.evaluate(RandomPolicy(env), env, episodes=experiments.EPISODES, seed=0)
-        self._add(RANDOM, 0, timesteps, score | {"commit": runs.commit()}, 0.0, "")
+        score = evaluate(RandomPolicy(env), env, episodes=EPISODES, seed=0)
+        self._add(RANDOM, 0, timesteps, score | {"commit": commit()}, 0.0, "")
 
     def _add(self, curve: str, seed: int, timesteps: int, score: Mapping[str, Any], seconds: float, flags: str) -> None:
         values = [curve, seed, timesteps, *(f"{score[name]:.2f}" for name in COLUMNS[0][3:6])]
@@ -218,13 +221,13 @@ class Results:
 
     def _write(self) -> None:
         order = [*CURVES, RANDOM]
-        # The runs last: what they have in the other files must be there before them.
+        # The runs last: a row of theirs promises that the other files are complete.
         for path, columns, rows in list(zip(self.paths, COLUMNS, self.tables, strict=True))[::-1]:
             rows.sort(key=lambda row: (order.index(row["curve"]), int(row.get("seed", 0))))
             write_csv(path, columns, rows)
 
 
-class RandomPolicy(runs.Policy):
+class RandomPolicy(Policy):
     """Acts at random."""
 
     device = torch.device("cpu")
@@ -243,7 +246,7 @@ def iqm(values: np.ndarray, axis: int = 0) -> np.ndarray:
 
 
 def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A 95 % interval of the interquartile mean over the first axis, the seeds, which are drawn anew 2,000 times."""
+    """A 95 % bootstrap interval of the interquartile mean over the first axis, the seeds, by 2,000 resamples."""
     result = stats.bootstrap(
         (values,), iqm, axis=0, n_resamples=2000, vectorized=True, method="percentile", rng=np.random.default_rng(0)
     )
@@ -251,7 +254,7 @@ def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def probability_of_improvement(better: np.ndarray, worse: np.ndarray) -> float:
-    """How often a seed of the one scores above a seed of the other, over all pairs; ties count half."""
+    """The probability that a seed of `better` scores above one of `worse`, over all pairs; ties count half."""
     return stats.mannwhitneyu(better, worse).statistic / (len(better) * len(worse))
 
 
@@ -298,11 +301,9 @@ def table(results: Results) -> list[str]:
 
 def draw(results: Results, img_dir: Path) -> list[Path]:
     """Draw the comparison, and seed 0 of both modes as their scripts do; returns the pictures."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 5.4), layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
     for curve in results.curves:
         label, _, _, color, dashes, marker = CURVES[curve]
@@ -349,9 +350,9 @@ def report(results: Results, img_dir: Path) -> None:
 
 
 def compare(config: Config) -> int:
-    """Train what there are no results of yet, and report; returns the exit status."""
+    """Train the missing runs, and report; returns the exit status."""
     environments.make_env(config.env)  # raises if there is no such environment
-    results = Results(config.results, runs.file_name(config.env))
+    results = Results(config.results, file_name(config.env))
     if results.runs and results.timesteps != config.total_timesteps:
         raise UsageError(
             f"--total-timesteps {config.total_timesteps}: {results.paths[0]} holds runs of {results.timesteps};"
@@ -376,7 +377,7 @@ def compare(config: Config) -> int:
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        config = runs.tyro_cli(Config, sys.argv[1:])
+        config = tyro_cli(Config, sys.argv[1:])
         config.validate()
         if config.from_results:
             names = sorted(
@@ -391,11 +392,11 @@ def main() -> None:
         else:
             sys.exit(compare(config))
     except UsageError as error:
-        runs.fail(error, 2)
+        fail(error, 2)
     except OSError as error:
-        runs.fail(OSError(f"{error.filename} cannot be written: {error.strerror}"), 1)
+        fail(OSError(f"{error.filename} cannot be written: {error.strerror}"), 1)
     except KeyboardInterrupt:
-        runs.fail(KeyboardInterrupt("interrupted; the same command goes on"), 128 + signal.SIGINT)
+        fail(KeyboardInterrupt("interrupted; run the same command again to continue"), 128 + signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Score a trained run, film it, or draw its policy.
+"""Evaluate a trained run, record a video of it, or draw its policy.
 
 python evaluate.py runs/DIR --episodes 100 --seed 7          # the last line is one JSON object
 python evaluate.py runs/DIR --episodes 3 --video out.mp4
@@ -19,60 +19,64 @@ import tyro
 from gymnasium.wrappers import RecordVideo
 
 import environments
-import runs
-from utils import UsageError, plot_maps
+from environments import UsageError, first_line
+from training import Policy, evaluate, load_policy
+from training.cli import fail, tyro_cli
+from training.files import check_writable
+from training.policy import load_critic
+from utils import plot_maps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Score a trained run by whole episodes of its policy, and print one JSON object."""
+    """Play whole episodes with the policy of a run; print mean, deviation and minimum of the returns as JSON."""
 
     directory: Annotated[Path, tyro.conf.Positional]
     """The run's directory."""
     episodes: int = 100
     """Episodes to play."""
     seed: int = 0
-    """Seed of the environments and, with --stochastic, of the actions."""
+    """Seed of the environments and of sampled actions."""
     stochastic: bool = False
-    """Sample actions from the policy, as in training, instead of taking its mode."""
+    """Sample actions, as in training, instead of taking the mode of the policy (the most likely action)."""
     video: Path | None = None
-    """Film the episodes, one after the other, into this file (.mp4)."""
+    """Record all episodes in one video file (.mp4)."""
     render: bool = False
-    """Show the episodes, one after the other, in a window."""
+    """Show the episodes in a window."""
     policy_map: Path | None = None
-    """Draw what the policy does, and what the critic expects, in every state (.png): for Pendulum and environments
-    whose observations are two numbers."""
+    """Plot the action of the policy and the value of the critic over all states (.png); for Pendulum, and for
+    observations of two bounded entries and actions of one."""
 
     def validate(self) -> None:
         """Raise a `UsageError` for the first setting that cannot be."""
         if self.episodes < 1:
             raise UsageError(f"--episodes {self.episodes} must be at least 1")
         if self.video and self.render:
-            raise UsageError("--video and --render exclude each other: choose one")
+            raise UsageError("--video and --render cannot be combined; choose one")
         for flag, path, suffix in (("--video", self.video, ".mp4"), ("--policy-map", self.policy_map, ".png")):
             if path:
                 if path.suffix != suffix:
                     raise UsageError(f"{flag} {path} must end in {suffix}")
-                runs.check_writable(flag, path.parent)
+                check_writable(flag, path.parent)
 
 
-def watch(policy: runs.Policy, env_id: str, config: Config) -> dict[str, Any]:
-    """Score episodes played one after the other, in a window or into a film."""
+def watch(policy: Policy, env_id: str, config: Config) -> dict[str, Any]:
+    """Evaluate on episodes played one after the other, shown in a window or recorded as a video."""
     flag, mode = ("--video", "rgb_array") if config.video else ("--render", "human")
     with tempfile.TemporaryDirectory() as folder:
 
         def make() -> gym.Env:
             env = environments.make_env(env_id, render_mode=mode)
-            if config.video:  # one film of all episodes
+            if config.video:  # one video of all episodes
                 env = RecordVideo(
                     env, f"{folder}/film", lambda i: i == 0, video_length=sys.maxsize, disable_logger=True
                 )
             return env
 
         try:
-            score = runs.evaluate(policy, env_id, config.episodes, config.seed, config.stochastic, make, num_envs=1)
+            score = evaluate(policy, env_id, config.episodes, config.seed, config.stochastic, make, num_envs=1)
         except Exception as error:  # no screen, no OpenGL, no encoder: each library has errors of its own
-            raise UsageError(f"{flag} does not work here: {environments.first_line(error)}") from error
+            raise UsageError(f"{flag} failed: {type(error).__name__}: {first_line(error)}") from error
         if config.video:
             (film,) = Path(folder).glob("film/*.mp4")
             config.video.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +84,7 @@ def watch(policy: runs.Policy, env_id: str, config: Config) -> dict[str, Any]:
     return score
 
 
-def draw_policy_map(path: Path, directory: Path, policy: runs.Policy, env_id: str) -> None:
+def draw_policy_map(path: Path, directory: Path, policy: Policy, env_id: str) -> None:
     """Draw the policy's mode and the critic's value over a state space of two dimensions."""
     space: Any = environments.make_env(env_id).observation_space
     if "Pendulum-v" in env_id and space.shape == (3,):
@@ -90,7 +94,7 @@ def draw_policy_map(path: Path, directory: Path, policy: runs.Policy, env_id: st
         if env_id.startswith("MountainCar"):
             names = ("position", "velocity")
     else:
-        raise UsageError(f"--policy-map: observations of {env_id} are not two bounded numbers, and not Pendulum's")
+        raise UsageError(f"--policy-map needs observations of two bounded entries, or Pendulum; {env_id} has neither")
     x, y = (np.linspace(a, b, 201) for a, b in zip(low, high, strict=True))
     states = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2).astype(np.float32)
     observations = states
@@ -98,9 +102,9 @@ def draw_policy_map(path: Path, directory: Path, policy: runs.Policy, env_id: st
         observations = np.stack([np.cos(states[:, 0]), np.sin(states[:, 0]), states[:, 1]], axis=1)
     actions = policy(observations).reshape(len(states), -1)
     if actions.shape[1] != 1:
-        raise UsageError(f"--policy-map: an action of {env_id} is {actions.shape[1]} numbers, not one")
-    values = runs.load_critic(directory, policy)(observations)
-    panels = {"action (mode of the policy)": actions, "value (discounted, scaled reward to come)": values}
+        raise UsageError(f"--policy-map needs actions of one entry; those of {env_id} have {actions.shape[1]}")
+    values = load_critic(directory, policy)(observations)
+    panels = {"action (mode of the policy)": actions, "value (discounted return of normalized rewards)": values}
     maps = {title: numbers.reshape(len(y), len(x)) for title, numbers in panels.items()}
     plot_maps(path, x, y, names, maps, f"A2C: {env_id}")
 
@@ -108,17 +112,17 @@ def draw_policy_map(path: Path, directory: Path, policy: runs.Policy, env_id: st
 def main() -> None:
     torch.set_num_threads(1)
     try:
-        config = runs.tyro_cli(Config, sys.argv[1:])
+        config = tyro_cli(Config, sys.argv[1:])
         config.validate()
-        policy, env_id = runs.load_policy(config.directory)
+        policy, env_id = load_policy(config.directory)
         if config.policy_map:
             draw_policy_map(config.policy_map, config.directory, policy, env_id)
         if config.video or config.render:
             score = watch(policy, env_id, config)
         else:
-            score = runs.evaluate(policy, env_id, config.episodes, config.seed, config.stochastic)
+            score = evaluate(policy, env_id, config.episodes, config.seed, config.stochastic)
     except UsageError as error:
-        runs.fail(error, 2)
+        fail(error, 2)
     print(json.dumps(score))
 
 

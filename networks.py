@@ -1,11 +1,12 @@
-"""Actor and critic: small multilayer perceptrons, normalised layer by layer, and their initialisation.
+"""Actor and critic networks, their initialization, and `FlatNetwork`: a network with all parameters in one vector.
 
 An actor maps observations (..., D) to a distribution over actions (..., A); a critic maps them to values (...,).
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,42 +15,53 @@ from torch.distributions import Categorical, Independent, Normal
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "leaky_relu": nn.LeakyReLU}
 
 
-class Hidden(NamedTuple):
-    """What stands between a network's input and its output."""
+@dataclass(frozen=True, kw_only=True)
+class NetworkSettings:
+    """Settings of the actor and the critic."""
 
-    sizes: Sequence[int] = (64, 64)
-    """Units in each layer."""
-    activation: str = "silu"
-    """A name in `ACTIVATIONS`."""
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """Units of each hidden layer, of actor and critic. Larger networks fit harder tasks but train slower."""
+    activation: Literal["silu", "leaky_relu"] = "silu"
+    """Activation function of the hidden layers; leaky_relu is that of Elsayed et al. 2024."""
     layer_norm: bool = True
-    """Whether each layer is normalised over its units (Ba et al. 2016, arXiv 1607.06450), without learned scale and
-    shift. It keeps every unit in the range where its activation bends, whatever the observations' scale and however far
-    the weights have moved, and is what lets one set of settings serve all environments."""
-    init: str = "orthogonal"
-    """What the weights start as, those of the output included: orthogonal or sparse."""
+    """Normalize each hidden layer over its units. Without it, most tasks need their own learning rates."""
+    init: Literal["orthogonal", "sparse"] = "orthogonal"
+    """Initialization of the weights: orthogonal, or sparse (90% zeros) as in Elsayed et al. 2024."""
+    mean_limit: float = 2.0
+    """Bounded continuous actions: tanh limits the mean of the Gaussian to [-mean_limit, mean_limit], where the action
+    range is [-1, 1]. 1 keeps the mean inside the range; raise it if the best actions are at the bounds; 0: no limit."""
+    state_std: bool = False
+    """Continuous actions: make the standard deviation an output of the network, instead of one parameter per entry."""
 
 
-def mlp(inputs: int, hidden: Hidden, outputs: int, last_gain: float) -> nn.Sequential:
-    """A perceptron; each hidden layer is linear, normalised over its units and passed through the activation.
+def mlp(inputs: int, outputs: int, settings: NetworkSettings, last_gain: float) -> nn.Sequential:
+    """A multilayer perceptron; each hidden layer is linear, layer-normalized and passed through the activation.
+
+    Layer normalization (Ba et al. 2016, arXiv 1607.06450) has no learned scale and shift here. It keeps the inputs of
+    the activations at mean 0 and variance 1, whatever the scale of observations and weights, so that one set of
+    settings fits many environments.
 
     Args:
-        last_gain: scale of the last layer's weights, where they start orthogonal.
+        inputs, outputs: their number.
+        settings: of the hidden layers.
+        last_gain: scale of the last layer's weights, if they are initialized orthogonally.
     """
     layers: list[nn.Module] = []
-    for size in hidden.sizes:
-        norm = [nn.LayerNorm(size, elementwise_affine=False)] * hidden.layer_norm
-        layers += [start(nn.Linear(inputs, size), hidden.init, 2**0.5), *norm, ACTIVATIONS[hidden.activation]()]
+    for size in settings.hidden_sizes:
+        norm = [nn.LayerNorm(size, elementwise_affine=False)] if settings.layer_norm else []
+        layers += [layer_init(nn.Linear(inputs, size), settings.init, 2**0.5), *norm]
+        layers.append(ACTIVATIONS[settings.activation]())
         inputs = size
-    return nn.Sequential(*layers, start(nn.Linear(inputs, outputs), hidden.init, last_gain))
+    return nn.Sequential(*layers, layer_init(nn.Linear(inputs, outputs), settings.init, last_gain))
 
 
-def start(layer: nn.Linear, init: str, gain: float) -> nn.Linear:
-    """Initialise a layer, with no bias, and weights that are
+def layer_init(layer: nn.Linear, init: str, gain: float) -> nn.Linear:
+    """Initialize a layer in place: the bias with zeros, the weights by `init`.
 
-    - orthogonal (Saxe et al. 2014, arXiv 1312.6120), scaled by a gain, or
-    - sparse: of each unit's n inputs 90 %, rounded up, are cut off, the others drawn between -1 / sqrt(n) and
-      1 / sqrt(n), as in the code of Elsayed et al. 2024 (arXiv 2410.14606, algorithm 1). Of fewer than ten inputs
-      that leaves none: the first layer of small observations starts at zero.
+    - orthogonal (Saxe et al. 2014, arXiv 1312.6120), scaled by `gain`.
+    - sparse (Elsayed et al. 2024, arXiv 2410.14606, algorithm 1): uniform between -1 / sqrt(n) and 1 / sqrt(n) for n
+      inputs, then 90% of each unit's weights, rounded up, are set to zero. With fewer than ten inputs that is all of
+      them, so the first layer starts at zero if an observation has fewer than ten entries.
     """
     nn.init.zeros_(layer.bias)
     if init == "orthogonal":
@@ -57,33 +69,53 @@ def start(layer: nn.Linear, init: str, gain: float) -> nn.Linear:
     else:
         inputs = layer.in_features
         nn.init.uniform_(layer.weight, -(inputs**-0.5), inputs**-0.5)
-        cut = torch.rand(layer.weight.shape).argsort(dim=1) < math.ceil(0.9 * inputs)
-        layer.weight.data[cut] = 0.0
+        # Random positions, the same number in each row.
+        zeroed = torch.rand(layer.weight.shape).argsort(dim=1) < math.ceil(0.9 * inputs)
+        layer.weight.data[zeroed] = 0.0
     return layer
 
 
-class GaussianActor(nn.Module):
-    """Policy over A real numbers: a mean from the observation, a standard deviation of its own.
+class Actor(nn.Module):
+    """A policy: `forward` maps observations (..., D) to a distribution over actions (..., A).
 
-    The deviation is one learned number an action, the same in every state, and starts at 1; or the network's softplus,
-    another one in every state.
+    The distribution has `sample`, `mode`, `log_prob` and `entropy`, all of actions as `ActionMap` takes them: numbers,
+    where [-1, 1] is the range of a bounded entry, or values counted from 0.
+
+    A subclass that can compute a sample from random numbers drawn beforehand overrides `noise` and `sample`. Then the
+    random numbers of a whole batch are drawn at once, and `repeat_noise` can correlate them.
+    """
+
+    def noise(self, *batch: int) -> Tensor:
+        """Random numbers for `sample`, shape (*batch, ...); empty here, where `sample` draws its own."""
+        return torch.empty(*batch, 0)
+
+    def sample(self, distribution: Any, noise: Tensor) -> Tensor:
+        """Sample actions (..., A) from a distribution that `forward` returned."""
+        return distribution.sample()
+
+
+class GaussianActor(Actor):
+    """A diagonal Gaussian policy over continuous actions with A entries.
+
+    The standard deviation is one learned parameter per entry, the same in every state and 1 at first; with
+    `settings.state_std` it is the softplus of an output of the network.
 
     Args:
         observation_size: D.
-        limits: for each of the A actions, how far from 0 its mean can go, which tanh sees to; infinite for no limit. A
-            mean far outside the action's range would be clipped to the same action whatever the noise, and explore
-            nothing.
-        hidden: the hidden layers.
-        state_std: whether the deviation depends on the state.
+        bounded: whether the range of each entry is bounded, (A,). If so, tanh keeps the mean within
+            `settings.mean_limit`. Without a limit, the mean can move so far outside the range that every sample is
+            clipped to the same action, and exploration stops.
+        settings: of the network.
     """
 
     limits: Tensor
 
-    def __init__(self, observation_size: int, limits: Sequence[float], hidden: Hidden, state_std: bool = False) -> None:
+    def __init__(self, observation_size: int, bounded: Sequence[bool], settings: NetworkSettings) -> None:
         super().__init__()
-        outputs = len(limits) * (2 if state_std else 1)
-        self.mean = mlp(observation_size, hidden, outputs, last_gain=0.01)
-        self.log_std = None if state_std else nn.Parameter(torch.zeros(len(limits)))
+        actions = len(bounded)
+        self.mean = mlp(observation_size, actions * (2 if settings.state_std else 1), settings, last_gain=0.01)
+        self.log_std = None if settings.state_std else nn.Parameter(torch.zeros(actions))
+        limits = [settings.mean_limit if limited and settings.mean_limit else math.inf for limited in bounded]
         self.register_buffer("limits", torch.tensor(limits), persistent=False)
 
     def forward(self, observations: Tensor) -> Independent:
@@ -94,105 +126,133 @@ class GaussianActor(nn.Module):
             std = nn.functional.softplus(std)
         else:
             std = self.log_std.exp().expand_as(mean)
-        limits = self.limits.where(limited, 1.0)  # an infinite one, though not chosen below, would leave a NaN
+        limits = self.limits.where(limited, 1.0)  # inf * tanh(0) is NaN, and would reach the gradient through `where`
         mean = torch.where(limited, limits * (mean / limits).tanh(), mean)
         return Independent(Normal(mean, std, validate_args=False), 1)
 
     def noise(self, *batch: int) -> Tensor:
-        """What chance contributes to actions (*batch, A): standard normal numbers, (*batch, A)."""
+        """Standard normal noise, (*batch, A)."""
         return torch.randn(*batch, len(self.limits), device=self.limits.device)
 
     def sample(self, distribution: Independent, noise: Tensor) -> Tensor:
-        """Actions (..., A) from what `forward` returned and noise drawn beforehand: nothing random to compile."""
+        """Actions (..., A) by reparameterization: mean + standard deviation * noise."""
         return distribution.mean + distribution.stddev * noise
 
 
-class CategoricalActor(nn.Module):
-    """Policy over A choices made at once, choice i among nvec[i]: A = 1 for a Discrete action space.
+class CategoricalActor(Actor):
+    """A policy over discrete actions with A entries: independent categoricals, the i-th over nvec[i] values.
 
-    All choices share one table of logits, as wide as the largest; what a smaller choice does not have gets
+    A is 1 for a Discrete space. The logits form one table (A, max(nvec)); values that an entry does not have get
     probability 0.
-    """
-
-    penalty: Tensor
-
-    def __init__(self, observation_size: int, nvec: Sequence[int], hidden: Hidden) -> None:
-        super().__init__()
-        self.shape = (len(nvec), max(nvec))
-        self.logits = mlp(observation_size, hidden, len(nvec) * max(nvec), last_gain=0.01)
-        missing = torch.arange(max(nvec)) >= torch.tensor(nvec)[:, None]
-        self.register_buffer("penalty", torch.zeros(self.shape).masked_fill(missing, -torch.inf), persistent=False)
-
-    def forward(self, observations: Tensor) -> Independent:
-        """The distribution of choices (..., A), counted from 0; its mode is the likeliest of each."""
-        logits = self.logits(observations).unflatten(-1, self.shape) + self.penalty
-        return Independent(Categorical(logits=logits, validate_args=False), 1)
-
-    def noise(self, *batch: int) -> Tensor:
-        """What chance contributes to choices (*batch, A): Gumbel noise for each logit, (*batch, A, max(nvec))."""
-        exponential = torch.empty(*batch, *self.shape, device=self.penalty.device).exponential_()
-        return -exponential.clamp_min(torch.finfo(torch.float32).tiny).log()
-
-    def sample(self, distribution: Independent, noise: Tensor) -> Tensor:
-        """Choices (..., A) from what `forward` returned and noise drawn beforehand: nothing random to compile.
-
-        The largest of logits plus Gumbel noise is a draw from their softmax (Maddison et al. 2014, arXiv 1411.0030).
-        """
-        return (distribution.base_dist.logits + noise).argmax(-1)
-
-
-class Critic(nn.Module):
-    """Value of a state: the discounted return that the policy is expected to collect from it.
 
     Args:
         observation_size: D.
-        hidden: the hidden layers.
-        last_gain: scale of the last layer's first weights, where they are orthogonal; 0 starts from V = 0 everywhere.
+        nvec: number of values of each entry, (A,).
+        settings: of the network.
     """
 
-    def __init__(self, observation_size: int, hidden: Hidden, last_gain: float = 1.0) -> None:
+    mask: Tensor  # (A, max(nvec)): 0 where an entry has the value, -inf where not
+
+    def __init__(self, observation_size: int, nvec: Sequence[int], settings: NetworkSettings) -> None:
         super().__init__()
-        self.value = mlp(observation_size, hidden, 1, last_gain)
+        self.shape = (len(nvec), max(nvec))
+        self.logits = mlp(observation_size, len(nvec) * max(nvec), settings, last_gain=0.01)
+        missing = torch.arange(max(nvec)) >= torch.tensor(nvec)[:, None]
+        self.register_buffer("mask", torch.zeros(self.shape).masked_fill(missing, -torch.inf), persistent=False)
+
+    def forward(self, observations: Tensor) -> Independent:
+        """The distribution of values (..., A), counted from 0; its mode has the most likely value of each entry."""
+        logits = self.logits(observations).unflatten(-1, self.shape) + self.mask
+        return Independent(Categorical(logits=logits, validate_args=False), 1)
+
+    def noise(self, *batch: int) -> Tensor:
+        """Gumbel noise for each logit, (*batch, A, max(nvec))."""
+        # -log(Exponential(1)) is Gumbel(0, 1); clamped, since log(0) is infinite.
+        exponential = torch.empty(*batch, *self.shape, device=self.mask.device).exponential_()
+        return -exponential.clamp_min(torch.finfo(torch.float32).tiny).log()
+
+    def sample(self, distribution: Independent, noise: Tensor) -> Tensor:
+        """Values (..., A) by the Gumbel-max trick (Maddison et al. 2014, arXiv 1411.0030): argmax(logits + noise)."""
+        return (distribution.base_dist.logits + noise).argmax(-1)
+
+
+def make_actor(observation_size: int, nvec: Sequence[int], bounded: Sequence[bool], settings: NetworkSettings) -> Actor:
+    """The actor for an action space: categorical for discrete actions, Gaussian for continuous ones.
+
+    Args:
+        observation_size: D.
+        nvec: discrete actions: number of values of each entry, (A,); empty for continuous actions.
+        bounded: continuous actions: whether the range of each entry is bounded, (A,); empty for discrete actions.
+        settings: of the network.
+    """
+    if nvec:
+        return CategoricalActor(observation_size, nvec, settings)
+    return GaussianActor(observation_size, bounded, settings)
+
+
+def repeat_noise(noise: Tensor, probability: float) -> Tensor:
+    """Repeat, with some probability, the sampling noise of the previous step, so that consecutive actions agree.
+
+    The effects of independent random actions tend to cancel; correlated ones explore further (temporally correlated
+    noise: Hollenstein et al. 2024, arXiv 2312.11091). Each step's noise has the same distribution as before. But a
+    state depends on the noise that led to it, so given the state, a repeated action does not follow the policy
+    exactly: the batch is slightly off-policy while the probability is above 0.
+
+    Args:
+        noise: of T steps in N environments, (T, N, ...).
+        probability: of repeating the noise of the previous step, in [0, 1]; the first step always has its own.
+    """
+    steps, num_envs = noise.shape[:2]
+    repeated = torch.rand(steps, num_envs, device=noise.device) < probability
+    # For each step, the last one with noise of its own.
+    source_steps = torch.arange(steps, device=noise.device)[:, None].where(~repeated, 0).cummax(0).values
+    return noise[source_steps, torch.arange(num_envs, device=noise.device)]
+
+
+class Critic(nn.Module):
+    """State-value function V(s): the expected discounted return of the policy from a state.
+
+    Args:
+        observation_size: D.
+        settings: of the network.
+        last_gain: scale of the last layer's weights; 0 starts with V(s) = 0 everywhere.
+    """
+
+    def __init__(self, observation_size: int, settings: NetworkSettings, last_gain: float = 1.0) -> None:
+        super().__init__()
+        self.value = mlp(observation_size, 1, settings, last_gain)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Values (...,) of observations (..., D)."""
         return self.value(observations).squeeze(-1)
 
 
-class FlatNetwork:
-    """A network whose parameters lie in one vector, so that an equation for all of them is one operation in the code.
+NetworkType = TypeVar("NetworkType", bound=nn.Module)
 
-    A loop over layers would spend its time in calling; and a function of one vector compiles into few loops.
+
+class FlatNetwork(Generic[NetworkType]):
+    """A network whose parameters are views of one vector, so that an optimizer step is one operation for all of them.
+
+    Take the gradient of a loss with `torch.autograd.grad(loss, network.theta)`; `theta.grad` is not used.
 
     Args:
-        network: its own parameters become views of the vector, and so stay what they are, also where it is saved.
+        network: its parameters become views of `theta`, so that its `state_dict` always has the current values.
 
     Attributes:
-        theta: the parameters, (P,).
+        network: the module.
+        theta: the parameters, (P,), a leaf of the autograd graph.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: NetworkType) -> None:
         self.network = network
-        self.theta = nn.utils.parameters_to_vector(network.parameters()).detach()
+        self.theta = nn.utils.parameters_to_vector(network.parameters()).detach().requires_grad_()
         nn.utils.vector_to_parameters(self.theta, network.parameters())
         self.shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
 
-    def __call__(self, observations: Tensor, theta: Tensor | None = None) -> Any:
-        """What the network says of observations (..., D), with its own parameters or with others, (P,)."""
-        parts = (self.theta if theta is None else theta).split([shape.numel() for shape in self.shapes.values()])
+    def __call__(self, observations: Tensor) -> Any:
+        """The output of the network for observations (..., D), as a function of `theta`."""
+        # Rebuilt from theta in every call, so that gradients reach theta.
+        parts = self.theta.split([shape.numel() for shape in self.shapes.values()])
         views = {name: part.view(shape) for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)}
-        return torch.func.functional_call(self.network, views, observations)
-
-    def gradient(
-        self, function: Callable[[Any], tuple[Tensor, ...]], observations: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The gradient with respect to theta, (P,), of the first number of function(network(observations)).
-
-        Returns:
-            The gradient, and all that the function returned, without their graph.
-        """
-        with torch.enable_grad():
-            theta = self.theta.detach().requires_grad_()
-            numbers = function(self(observations, theta))
-            (gradient,) = torch.autograd.grad(numbers[0], theta)
-        return gradient, tuple(number.detach() for number in numbers)
+        # Without tie_weights, since a layer that is part of the network twice has one name here, and is replaced once.
+        return torch.func.functional_call(self.network, views, observations, tie_weights=False)

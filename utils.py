@@ -1,4 +1,4 @@
-"""Generalised advantage estimation, running normalisation and the plot of returns."""
+"""Generalized advantage estimation, running normalization and plots."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,215 +8,256 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distributed import ALONE, Ranks
-
-
-class UsageError(ValueError):
-    """A person's mistake: its one line names the flag or file, what is wrong and what would be right."""
-
-
-def to_tensor(numbers: Any, device: str) -> Tensor:
-    """Numbers from an environment as a tensor of one type, whatever theirs, for the networks.
-
-    To a GPU they go from pinned memory, which it reads by itself: nothing here waits for it.
-    """
-    tensor = torch.from_numpy(np.array(numbers, dtype=np.float32))
-    if device.startswith("cuda"):
-        tensor = tensor.pin_memory()
-    return tensor.to(device, torch.get_default_dtype(), non_blocking=True)
+# --- Generalized advantage estimation --------------------------------------------------------------------------------
 
 
 def gae(
     rewards: Any, values: Any, next_values: Any, terminated: Any, truncated: Any, gamma: float, gae_lambda: float
 ) -> tuple[Any, Any]:
-    """Generalised advantage estimation over a batch of T steps in N environments.
+    """Generalized advantage estimation over a batch of T steps in N environments.
 
         delta_t = r_t + gamma * V(s'_t) * (1 - terminated_t) - V(s_t)
         A_t     = delta_t + gamma * lambda * (1 - done_t) * A_{t+1},   done = terminated or truncated
 
-    A terminated state is worth nothing more; a truncated one still is, so its value counts in delta. Neither lets the
-    next episode's advantages in. lambda = 0 leaves the TD error alone, lambda = 1 the return minus V.
+    Terminal states do not bootstrap; truncated ones bootstrap from V(s'). The recursion stops at the end of an episode
+    and at the end of the batch, where V(s') stands for all later rewards. lambda = 0 gives the TD error, lambda = 1 the
+    discounted return minus V(s).
     Source: Schulman et al. 2016 (arXiv 1506.02438), equation 16.
 
     Args:
-        rewards, values, next_values: r, V(s), V(s'), NumPy arrays or tensors of shape (T, N). s' is the state that
-            followed, never the first one of the next episode.
-        terminated, truncated: whether the episode ended at s', and why, (T, N).
+        rewards, values, next_values: r, V(s) and V(s'), NumPy arrays or tensors of shape (T, N). s' is the successor of
+            s, never the first state of the next episode.
+        terminated, truncated: whether the episode terminated or was truncated at s', (T, N).
         gamma, gae_lambda: in [0, 1].
 
     Returns:
-        Advantages A and the critic's targets A + V, both (T, N).
+        Advantages A and critic targets A + V, both (T, N).
     """
-    goes_on = (1.0 - terminated * 1.0) * (1.0 - truncated * 1.0)
-    deltas = rewards + gamma * next_values * (1.0 - terminated * 1.0) - values
-    advantages = discounted_sum(deltas, gamma * gae_lambda * goes_on)
+    not_terminated = 1.0 - terminated * 1.0  # booleans as numbers
+    not_done = not_terminated * (1.0 - truncated * 1.0)
+    deltas = rewards + gamma * next_values * not_terminated - values
+    advantages = discounted_sum(deltas, gamma * gae_lambda * not_done)
     return advantages, advantages + values
 
 
 def discounted_sum(terms: Any, discounts: Any) -> Any:
-    """The sums y_t = x_t + d_t * y_{t+1} over the first axis, which ends with y = x.
+    """The sums y_t = x_t + d_t * y_{t+1} over the first axis, with y_{T-1} = x_{T-1}.
 
-    A parallel prefix sum (Hillis and Steele 1986, "Data parallel algorithms"): sums of two steps from those of one, of
-    four from those of two and so on, so that T steps take log2(T) operations on all of them instead of T on one each.
+    Computed as a parallel prefix sum (Hillis and Steele 1986, "Data parallel algorithms"): sums over two steps, then
+    over four, and so on. T steps take log2(T) vector operations instead of T.
 
     Args:
         terms, discounts: x and d, NumPy arrays or tensors of shape (T, ...).
     """
     sums, discounts, span = terms * 1.0, discounts * 1.0, 1
-    while span < len(sums):
+    while span < len(sums):  # sums[t] is over `span` terms, discounts[t] the product of their discounts
         sums[:-span] += discounts[:-span] * sums[span:]
         discounts[:-span] = discounts[:-span] * discounts[span:]
         span *= 2
     return sums
 
 
-def hold(noise: Tensor, probability: float) -> Tensor:
-    """Repeat in each step, with some probability, the noise of the step before, as it stands there.
+def explained_variance(values: Tensor, returns: Tensor) -> Tensor:
+    """1 - Var[returns - values] / Var[returns], for tensors of any shape: 1 for a perfect critic, 0 for a constant one.
 
-    Each row keeps its distribution, so that an action still has the log-probability that the policy gives it; but
-    actions in a row agree more often, and so get somewhere. Random actions that forget each other cancel out.
-    Source: Hollenstein et al. 2024, "Colored noise in PPO" (arXiv 2312.11091), of which this is the simplest kind.
-
-    Args:
-        noise: of T steps in N environments, (T, N, ...).
-        probability: of holding, in [0, 1].
+    NaN if all returns are equal.
     """
-    steps, num_envs = noise.shape[:2]
-    held = torch.rand(steps, num_envs, device=noise.device) < probability
-    steps_drawn = torch.arange(steps, device=noise.device)[:, None].where(~held, 0).cummax(0).values
-    return noise[steps_drawn, torch.arange(num_envs, device=noise.device)]
+    variance = returns.var(correction=0)
+    return torch.where(variance == 0, torch.nan, 1 - (returns - values).var(correction=0) / variance)
+
+
+# --- Running normalization -------------------------------------------------------------------------------------------
+
+
+class SingleProcess:
+    """The collective operations that the normalizers use, for the usual case of one process.
+
+    In data-parallel training, the normalizers are given an object that communicates, `training.ranks.Ranks`.
+    """
+
+    rank, world_size = 0, 1
+
+    def all_reduce_mean(self, tensor: Tensor) -> Tensor:
+        """The mean of a tensor over all processes."""
+        return tensor
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """The tensors of all processes, concatenated along the first axis."""
+        return tensor
+
+    def local_slice(self, count: int) -> slice:
+        """The slice of this process, if `count` items, a multiple of the processes, are divided among them."""
+        local = count // self.world_size
+        return slice(self.rank * local, (self.rank + 1) * local)
+
+
+SINGLE_PROCESS = SingleProcess()
 
 
 class RunningMeanStd(nn.Module):
-    """Mean and variance of all vectors seen so far, exact whatever the sizes and order of the batches.
+    """Mean and variance of all vectors so far, each with the same weight; exact for batches of any sizes and order.
 
     Source: Chan, Golub and LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
 
     Args:
         size: entries of a vector, D.
-        ranks: see a part of each batch each; the statistics are of all of it, the same on every rank.
+        processes: each sees a part of every batch; the statistics are those of the whole batch.
+
+    Attributes:
+        mean, var: (D,).
+        count: number of vectors, (1,).
     """
 
     mean: Tensor
     var: Tensor
     count: Tensor
 
-    def __init__(self, size: int = 1, ranks: Ranks = ALONE) -> None:
+    def __init__(self, size: int = 1, processes: SingleProcess = SINGLE_PROCESS) -> None:
         super().__init__()
-        self.ranks = ranks
-        # In double precision: after a million observations, one more moves the mean by less than a float can hold.
+        self.processes = processes
+        # Double precision: a count in float32 stops at 2^24, and rounding errors would add up in long runs.
         self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("var", torch.ones(size, dtype=torch.float64))
         self.register_buffer("count", torch.zeros(1, dtype=torch.float64))
 
     def update(self, batch: Tensor) -> None:
-        """Take in a batch of shape (B, D), the same B on every rank."""
-        batch, count = batch.double(), len(batch) * self.ranks.size
+        """Update the statistics with a batch (B, D), the same B in every process."""
+        batch, count = batch.double(), len(batch) * self.processes.world_size
         total = self.count + count
-        mean = self.ranks.average(batch.mean(0))
+        mean = self.processes.all_reduce_mean(batch.mean(0))
         delta = mean - self.mean
-        squares = self.var * self.count + self.ranks.average((batch - mean).square().sum(0)) * self.ranks.size
+        squares = self.processes.all_reduce_mean((batch - mean).square().sum(0)) * self.processes.world_size
+        squares = self.var * self.count + squares
         self.var.copy_((squares + delta.square() * (self.count * count / total)) / total)
         self.mean.add_(delta * count / total)
         self.count.copy_(total)
 
 
 class ObservationNormalizer(RunningMeanStd):
-    """Brings each entry of an observation to mean 0 and variance 1 over all that was seen, clipped at 10."""
+    """Scales each entry of an observation to mean 0 and variance 1 over all observations, clipped to [-10, 10]."""
 
-    def forward(self, observations: Tensor) -> Tensor:
-        """Normalise observations (..., D); as they are, if none was ever seen. In the type that the networks take."""
+    def normalize(self, observations: Tensor) -> Tensor:
+        """Normalized observations (..., D), as the default float type; unchanged before the first update."""
         normalized = ((observations - self.mean) / (self.var + 1e-8).sqrt()).clamp(-10.0, 10.0)
         return torch.where(self.count > 0, normalized, observations).to(torch.get_default_dtype())
 
 
 class RewardNormalizer(RunningMeanStd):
-    """Divides rewards by the running standard deviation of the discounted return, so that values are near 1 in size.
+    """Divides rewards by the running standard deviation of their discounted sum, so that values are of order 1.
 
-    The mean stays: shifting rewards would change which policy is best where episodes can end early.
-    Source: Engstrom et al. 2020, "Implementation matters in deep policy gradients", appendix A.2.
+    The discounted sum is over the past rewards of an episode: R_t = r_t + gamma * R_{t-1}. The mean is not subtracted:
+    shifting rewards changes the optimal policy where episodes can end early. Source: Engstrom et al. 2020
+    (arXiv 2005.12729), "Implementation matters in deep policy gradients", appendix A.2.
 
     Args:
-        num_envs: environments whose rewards arrive together, N, over all ranks.
-        gamma: the discount of the return.
-        ranks: have a share of the environments each.
+        num_envs: number of environments, N, over all processes.
+        gamma: discount factor.
+        processes: each has an equal share of the environments.
+
+    Attributes:
+        returns: discounted sums of the unfinished episodes, (N,).
     """
 
     returns: Tensor
 
-    def __init__(self, num_envs: int, gamma: float, ranks: Ranks = ALONE) -> None:
-        super().__init__(ranks=ranks)
+    def __init__(self, num_envs: int, gamma: float, processes: SingleProcess = SINGLE_PROCESS) -> None:
+        super().__init__(processes=processes)
         self.gamma = gamma
         self.register_buffer("returns", torch.zeros(num_envs, dtype=torch.float64))
 
-    def forward(self, rewards: Tensor, done: Tensor) -> Tensor:
-        """Take in the rewards of T steps (T, N), of which those `done` (T, N) ended an episode; return them scaled."""
-        goes_on = 1.0 - done.double()
-        first = rewards[:1].double() + self.gamma * self.returns[self.ranks.share(len(self.returns))]
-        gains = torch.cat((first, rewards[1:].double()))
-        returns = discounted_sum(gains.flip(0), self.gamma * goes_on.roll(1, 0).flip(0)).flip(0)
-        self.returns.copy_(self.ranks.join(returns[-1] * goes_on[-1]))
+    def update_returns(self, rewards: Tensor, done: Tensor) -> None:
+        """Update the statistics with T steps of this process's environments.
+
+        Args:
+            rewards: (T, N).
+            done: 1 where the step ended an episode, (T, N).
+        """
+        # R_t = r_t + gamma * not_done_{t-1} * R_{t-1} is `discounted_sum` on the reversed time axis.
+        not_done = 1.0 - done.double()
+        first = rewards[:1].double() + self.gamma * self.returns[self.processes.local_slice(len(self.returns))]
+        terms = torch.cat((first, rewards[1:].double()))
+        returns = discounted_sum(terms.flip(0), self.gamma * not_done.roll(1, 0).flip(0)).flip(0)
+        self.returns.copy_(self.processes.all_gather(returns[-1] * not_done[-1]))
         self.update(returns.view(-1, 1))
-        scale = torch.where(self.var == 0, 1.0, self.var.sqrt())  # nothing to go by before returns differ
+
+    def normalize(self, rewards: Tensor) -> Tensor:
+        """Rewards (...) divided by the standard deviation, or by 1 while that is 0, and clipped to [-10, 10]."""
+        scale = torch.where(self.var == 0, 1.0, self.var.sqrt())
         return (rewards / scale).clamp(-10.0, 10.0).to(torch.get_default_dtype())
 
 
 class AdvantageNormalizer(nn.Module):
-    """Centres each batch of advantages, and divides them by their running standard deviation.
+    """Divides advantages by their running standard deviation, and subtracts the mean of each batch.
 
-    Divided by the batch's own, as is common, the advantages of a batch in which nothing happened would be blown up to
-    the size of those of a discovery, and the noise in them would drive the actor.
+    Dividing by the standard deviation of each batch, as is usual, would amplify the noise of batches without rewards.
 
     Args:
-        center: whether to take each batch's mean away.
-        ranks: have a part of the batch each.
+        center: whether to subtract the mean of the batch.
+        processes: each has an equal part of the batch.
     """
 
+    mean: Tensor
     var: Tensor
-    momentum = 0.95
+    momentum = 0.95  # weight of the old variance, per batch
 
-    def __init__(self, center: bool = True, ranks: Ranks = ALONE) -> None:
+    def __init__(self, center: bool = True, processes: SingleProcess = SINGLE_PROCESS) -> None:
         super().__init__()
         self.center = center
-        self.ranks = ranks
+        self.processes = processes
+        self.register_buffer("mean", torch.tensor(torch.nan), persistent=False)  # of the last batch only
         self.register_buffer("var", torch.tensor(torch.nan))
 
-    def forward(self, advantages: Tensor) -> Tensor:
-        """Take in a batch of advantages, of any shape, and return them normalised."""
-        mean = self.ranks.average(advantages.mean())
-        spread = advantages.var(correction=0) + (advantages.mean() - mean).square()  # of this rank's around all ranks'
-        var = self.ranks.average(spread).to(self.var.dtype)
+    def update(self, advantages: Tensor) -> None:
+        """Take the mean of a batch of advantages, of any shape, and update the running variance."""
+        mean = self.processes.all_reduce_mean(advantages.mean())
+        spread = advantages.var(correction=0) + (advantages.mean() - mean).square()  # around the mean of all processes
+        var = self.processes.all_reduce_mean(spread).to(self.var.dtype)
+        self.mean.copy_(mean)
         self.var.copy_(torch.where(self.var.isnan(), var, var.lerp(self.var, self.momentum)))
-        centered = advantages - mean if self.center else advantages
+
+    def normalize(self, advantages: Tensor) -> Tensor:
+        """Normalize the batch most recently given to `update`."""
+        centered = advantages - self.mean if self.center else advantages
         return centered / (self.var.sqrt() + 1e-8)
 
 
-def explained_variance(values: Tensor, returns: Tensor) -> Tensor:
-    """1 - Var[returns - values] / Var[returns]: 1 is a perfect critic, 0 one that says the same of every state."""
-    variance = returns.var(correction=0)
-    return torch.where(variance == 0, torch.nan, 1 - (returns - values).var(correction=0) / variance)
+# --- Plots -----------------------------------------------------------------------------------------------------------
+
+
+def running_mean(timesteps: np.ndarray, returns: np.ndarray, window: float) -> tuple[np.ndarray, np.ndarray]:
+    """The mean return of the episodes that ended in the last `window` timesteps, at each timestep where one ended.
+
+    Args:
+        timesteps, returns: of the episodes, in order, (E,).
+        window: in timesteps.
+
+    Returns:
+        Timesteps and means, (M,): one for each distinct timestep.
+    """
+    points, counts = np.unique(timesteps, return_counts=True)
+    sums = np.concatenate(([0.0], np.cumsum(returns, dtype=np.float64)))
+    last = counts.cumsum()
+    first = np.searchsorted(timesteps, points - window, side="right")
+    return points, (sums[last] - sums[first]) / (last - first)
 
 
 def plot_returns(path: Path, timesteps: Sequence[float], returns: Sequence[float], title: str) -> None:
-    """Draw the return of every episode over the timesteps trained, with its running mean, as a PNG.
+    """Plot the return of each training episode against timesteps, with a running mean, as a PNG.
 
     Args:
-        path: the picture to write; its folder is made.
-        timesteps, returns: where each episode ended and the environment's own reward summed over it.
+        path: of the picture; its directory is created.
+        timesteps, returns: when each episode ended, in order, and the sum of the environment's own rewards, (E,).
         title: of the picture.
     """
-    # Matplotlib takes a second to import: not before it is needed.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # takes a second to import: only where a plot is drawn
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.scatter(timesteps, returns, s=6, alpha=0.35, linewidths=0, color="#56B4E9", label="episode")
     if returns:
-        window = min(len(returns), max(10, len(returns) // 20))
-        mean = np.convolve(returns, np.ones(window) / window, mode="valid")
-        axes.plot(timesteps[window - 1 :], mean, color="#0072B2", label=f"mean of {window} episodes")
+        window = max(timesteps[-1] / 20, 1)  # 5% of the run
+        points, means = running_mean(np.array(timesteps), np.array(returns), window)
+        axes.plot(points, means, color="#0072B2", label=f"mean of the last {window:,.0f} timesteps")
         axes.legend(loc="lower right")
     axes.set(xlabel="timesteps", ylabel="return of an episode", title=title)
     axes.grid(alpha=0.3)
@@ -227,30 +268,28 @@ def plot_returns(path: Path, timesteps: Sequence[float], returns: Sequence[float
 def plot_maps(
     path: Path, x: np.ndarray, y: np.ndarray, names: Sequence[str], maps: Mapping[str, np.ndarray], title: str
 ) -> None:
-    """Draw numbers over a plane, a panel for each entry of `maps`, as a PNG.
+    """Plot functions of two variables as heat maps, one panel for each entry of `maps`, as a PNG.
 
     Args:
-        path: the picture to write; its folder is made.
+        path: of the picture; its directory is created.
         x, y: coordinates of columns and rows, (X,) and (Y,).
-        names: what x and y are.
-        maps: by title, (Y, X); whole numbers are drawn as choices, each in a colour of its own.
+        names: labels of the x and y axes.
+        maps: by title, (Y, X); integers are drawn as categories, each in its own color.
         title: of the picture.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5 * len(maps), 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (name, numbers) in zip(figure.subplots(1, len(maps), squeeze=False)[0], maps.items(), strict=True):
-        choices = np.unique(numbers) if np.issubdtype(numbers.dtype, np.integer) else None
+    for axes, (name, values) in zip(figure.subplots(1, len(maps), squeeze=False)[0], maps.items(), strict=True):
+        choices = np.unique(values) if np.issubdtype(values.dtype, np.integer) else None
         if choices is None:
-            mesh = axes.pcolormesh(x, y, numbers, cmap="viridis", shading="auto")
+            mesh = axes.pcolormesh(x, y, values, cmap="viridis", shading="auto")
             figure.colorbar(mesh, ax=axes)
         else:
             low, high = choices.min() - 0.5, choices.max() + 0.5
-            colours = ListedColormap([f"C{i}" for i in range(round(high - low))])
-            mesh = axes.pcolormesh(x, y, numbers, cmap=colours, vmin=low, vmax=high, shading="auto")
+            colors = ListedColormap([f"C{i}" for i in range(round(high - low))])
+            mesh = axes.pcolormesh(x, y, values, cmap=colors, vmin=low, vmax=high, shading="auto")
             figure.colorbar(mesh, ax=axes, ticks=range(choices.min(), choices.max() + 1))
         axes.set(xlabel=names[0], ylabel=names[1], title=name)
     figure.suptitle(title)

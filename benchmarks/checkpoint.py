@@ -1,14 +1,13 @@
 """What checkpoints cost: the share of the training time that they take at the default interval.
 
-    python benchmarks/checkpoint.py                  # some two minutes, into results/checkpoint.csv
-    python benchmarks/checkpoint.py --table          # no measuring: print the table of what is there
+    python -m benchmarks.checkpoint                  # some two minutes, into results/checkpoint.csv
+    python -m benchmarks.checkpoint --table          # no measuring: print the table of what is there
 
 Settings are the defaults. A row of the CSV is a checkpoint, the time that it took and the time that was trained since
 the one before. What comes before the first, compiling among it, does not count.
 """
 
 import csv
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -21,12 +20,12 @@ from unittest.mock import patch
 import torch
 import tyro
 
+import a2c_algorithm_epoch_update as epoch
+import a2c_algorithm_step_update as step
+from training.cli import keep_memory
+from training.run import Run
+
 PROJECT = Path(__file__).parent.parent
-if __name__ == "__main__":
-    sys.path[0] = str(PROJECT)  # not this folder, whose mujoco.py would be taken for the library
-import a2c_algorithm_epoch_update as epoch  # noqa: E402
-import a2c_algorithm_step_update as step  # noqa: E402
-import runs  # noqa: E402
 
 RESULTS = PROJECT / "results" / "checkpoint.csv"
 RUNS: list[tuple[Any, str, int]] = [
@@ -48,14 +47,14 @@ class Config:
 def measure(script: Any, env: str, timesteps: int) -> list[tuple[float, float]]:
     """Seconds that each checkpoint of a run took, and seconds trained since the one before."""
     times: list[tuple[float, float]] = []
-    save = runs.Run.save
+    save = Run.save
 
-    def timed(run: runs.Run, *loop: Any) -> None:
+    def timed(run: Run, **loop: Any) -> None:
         begin = time.perf_counter()
-        save(run, *loop)
+        save(run, **loop)
         times.append((begin, time.perf_counter()))
 
-    with tempfile.TemporaryDirectory() as folder, patch.object(runs.Run, "save", timed):
+    with tempfile.TemporaryDirectory() as folder, patch.object(Run, "save", timed):
         settings = {"run_dir": Path(folder, "run"), "img_dir": Path(folder), "quiet": True}
         script.train(script.Config(env=env, total_timesteps=timesteps, **settings))
     return [(end - begin, begin - before) for (_, before), (begin, end) in pairwise(times)]
@@ -75,7 +74,7 @@ def print_table() -> None:
 
 def main(config: Config) -> None:
     torch.set_num_threads(1)
-    runs.keep_memory()
+    keep_memory()
     if not config.table:
         RESULTS.parent.mkdir(exist_ok=True)
         with RESULTS.open("w", newline="") as file:

@@ -1,7 +1,7 @@
 """What an update of the epoch script costs as batch, number of environments and hidden layers grow.
 
-    python benchmarks/cost.py                        # five minutes; what results/cost.csv has is not measured again
-    python benchmarks/cost.py --plot                 # no measuring: draw img/cost.png from what is there
+    python -m benchmarks.cost                        # five minutes; what results/cost.csv has is not measured again
+    python -m benchmarks.cost --plot                 # no measuring: draw img/cost.png from what is there
 
 Every measurement is a run of the script on Pendulum-v0 with one setting changed, on one thread and not compiled, timed
 by its own log after the first third; settings take turns, so that a slow minute of the machine falls on all of them.
@@ -19,6 +19,7 @@ from statistics import median
 import tyro
 
 PROJECT = Path(__file__).parent.parent
+
 RESULTS = PROJECT / "results" / "cost.csv"
 COLUMNS = ["flag", "value", "round", "milliseconds_per_timestep"]
 VALUES = {
@@ -70,11 +71,9 @@ def measure(flag: str, value: int) -> float:
 
 def plot() -> None:
     """Medians, and a line of what linear growth from the first one would be, as img/cost.png."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
     for axes, (flag, values) in zip(figure.subplots(1, 3), VALUES.items(), strict=True):
         costs = []
         for value in values:

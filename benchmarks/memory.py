@@ -1,7 +1,7 @@
 """Memory of a long run of each script: resident megabytes over the timesteps, in results/memory.csv.
 
-    python benchmarks/memory.py                      # some four minutes
-    python benchmarks/memory.py --table              # no measuring: print the table of what is there
+    python -m benchmarks.memory                      # some four minutes
+    python -m benchmarks.memory --table              # no measuring: print the table of what is there
 
 Linux only: it reads /proc.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 import tyro
 
 PROJECT = Path(__file__).parent.parent
+
 RESULTS = PROJECT / "results" / "memory.csv"
 
 

@@ -1,8 +1,8 @@
 """Train and score A2C on MuJoCo, five seeds each, beside what others have published: the README's table and figure.
 
-    python benchmarks/mujoco.py                # all of it, some hours; what is in results/ already is not done again
-    python benchmarks/mujoco.py --only Hopper
-    python benchmarks/mujoco.py --table        # no training: print the tables and draw img/mujoco.png
+    python -m benchmarks.mujoco                # all of it, some hours; what is in results/ already is not done again
+    python -m benchmarks.mujoco --only Hopper
+    python -m benchmarks.mujoco --table        # no training: print the tables and draw img/mujoco.png
 
 A row of `results/mujoco.csv` is a run of 1,000,000 timesteps: ten evaluation episodes of its final policy, acting by
 its mode, as Tianshou's benchmark has it. `results/mujoco_curves.csv` has the returns of training. What `presets.toml`
@@ -20,11 +20,10 @@ import numpy as np
 import tyro
 from scipy import stats
 
+from training.experiments import WINDOW, Task, learning_curve, read_csv, train_all, write_csv
+from training.settings import preset
+
 PROJECT = Path(__file__).parent.parent
-if __name__ == "__main__":
-    sys.path[0] = str(PROJECT)  # not this folder, whose mujoco.py would be taken for the library
-from experiments import WINDOW, Task, learning_curve, read_csv, train_all, write_csv  # noqa: E402
-from runs import preset  # noqa: E402
 
 RESULTS = PROJECT / "results" / "mujoco.csv"
 CURVES = PROJECT / "results" / "mujoco_curves.csv"
@@ -146,12 +145,10 @@ def verdict(score: float, other: float) -> str:
 
 def draw() -> None:
     """Draw the training returns of both scripts on all environments."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = read_csv(CURVES, CURVE_COLUMNS)
     figure = Figure(figsize=(12, 9), layout="constrained")
-    FigureCanvasAgg(figure)
     for axes, (env, published) in zip(figure.subplots(3, 3).flat, ENVIRONMENTS.items(), strict=True):
         for script, color, dashes in (("epoch", "#D55E00", "-"), ("step", "#0072B2", "--")):
             points = [row for row in rows if key(row)[:3] == (script, env, "")]

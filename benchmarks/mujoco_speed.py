@@ -1,11 +1,11 @@
 """Seconds from the command to the trained policy on HalfCheetah-v4, beside Stable-Baselines3, and MuJoCo's share.
 
     pip install -r benchmarks/requirements.txt envpool
-    python benchmarks/mujoco_speed.py                  # some ten minutes a round, into results/mujoco_speed.csv
-    python benchmarks/mujoco_speed.py --table          # no measuring: print the table of what is there
+    python -m benchmarks.mujoco_speed                  # some ten minutes a round, into results/mujoco_speed.csv
+    python -m benchmarks.mujoco_speed --table          # no measuring: print the table of what is there
 
 1,000,000 timesteps, 4 environments, 8 steps a batch, two hidden layers of 64, one thread, observations and rewards
-normalised: the epoch update as its preset has it, and Stable-Baselines3's A2C with the same sizes. Every measurement is
+normalized: the epoch update as its preset has it, and Stable-Baselines3's A2C with the same sizes. Every measurement is
 a process of its own, from its start to its end; they take turns, so that a slow minute of the machine falls on all of
 them.
 """
@@ -25,8 +25,7 @@ import gymnasium as gym
 import tyro
 
 PROJECT = Path(__file__).parent.parent
-if __name__ == "__main__":
-    sys.path[0] = str(PROJECT)  # not this folder, whose mujoco.py would be taken for the library
+
 RESULTS = PROJECT / "results" / "mujoco_speed.csv"
 COLUMNS = ["case", "round", "seconds"]
 ENV, TIMESTEPS, NUM_ENVS, STEPS = "HalfCheetah-v4", 1_000_000, 4, 8
@@ -98,7 +97,9 @@ class Config:
 
 def rows() -> list[dict[str, str]]:
     """The measurements that are done."""
-    from experiments import read_csv  # not above: it imports PyTorch, which what is timed by itself does not need
+    from training.experiments import (
+        read_csv,  # not above: it imports PyTorch, which what is timed by itself does not need
+    )
 
     return read_csv(RESULTS, COLUMNS)
 
@@ -124,7 +125,7 @@ def main(config: Config) -> None:
     if config.only:
         CASES[config.only]()
         return
-    from experiments import write_csv
+    from training.experiments import write_csv
 
     done = {(row["case"], row["round"]) for row in rows()}
     for r in range(0 if config.table else config.rounds):
@@ -133,7 +134,13 @@ def main(config: Config) -> None:
                 continue
             start = time.perf_counter()
             env = os.environ | {"OMP_NUM_THREADS": "1"}
-            subprocess.run([sys.executable, __file__, "--only", case], check=True, env=env, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                [sys.executable, "-m", "benchmarks.mujoco_speed", "--only", case],
+                check=True,
+                env=env,
+                cwd=PROJECT,
+                stdout=subprocess.DEVNULL,
+            )
             seconds = time.perf_counter() - start
             row = dict(zip(COLUMNS, (case, str(r), f"{seconds:.1f}"), strict=True))
             write_csv(RESULTS, COLUMNS, [*rows(), row])

@@ -1,9 +1,9 @@
 """Train and score both scripts, ten seeds each: the README's tables of returns.
 
-    python benchmarks/returns.py                   # all of it; what results/returns.csv already has is not done again
-    python benchmarks/returns.py --only step       # one script
-    python benchmarks/returns.py --only "no traces"
-    python benchmarks/returns.py --table           # no training: print the tables of what is there
+    python -m benchmarks.returns                   # all of it; what results/returns.csv already has is not done again
+    python -m benchmarks.returns --only step       # one script
+    python -m benchmarks.returns --only "no traces"
+    python -m benchmarks.returns --table           # no training: print the tables of what is there
 
 A row of `results/returns.csv` is a run: 100 evaluation episodes of the final policy, acting by its mode, on
 environments that training never saw. `variant` says which settings were not the defaults.
@@ -19,10 +19,9 @@ from typing import Any, NamedTuple
 
 import tyro
 
+from training.experiments import Task, read_csv, train_all, write_csv
+
 PROJECT = Path(__file__).parent.parent
-if __name__ == "__main__":
-    sys.path[0] = str(PROJECT)  # not this folder, whose mujoco.py would be taken for the library
-from experiments import Task, read_csv, train_all, write_csv  # noqa: E402
 
 RESULTS = PROJECT / "results" / "returns.csv"
 COLUMNS = ["script", "env", "timesteps", "variant", "seed"]
@@ -30,14 +29,14 @@ COLUMNS += ["mean_return", "std_return", "min_return", "seconds", "commit"]
 VARIANTS = {
     "defaults": "",
     "no traces": "--trace-lambda 0",
-    "no observation normalisation": "--no-obs-norm",
+    "no observation normalization": "--no-obs-norm",
     "no reward scaling": "--no-reward-norm",
-    "no layer normalisation": "--no-layer-norm",
+    "no layer normalization": "--no-layer-norm",
     "constant learning rates": "--no-anneal-lr",
     "unlimited mean": "--mean-limit 0",
     "Adam": "--optimizer adam",
     "ObGD": "--optimizer obgd",
-    "sparse initialisation": "--init sparse",
+    "sparse initialization": "--init sparse",
     "deviation of the state": "--state-std",
     "textbook": "--textbook",
     # Elsayed et al. 2024, table of settings and published code; on MuJoCo also `benchmarks/timed.py`.
@@ -63,7 +62,7 @@ EXPERIMENTS = [
     Experiment("epoch", "Hopper-v4", 200_000),
     *(
         Experiment("epoch", "Pendulum-v0", 100_000, variant)
-        for variant in ("no layer normalisation", "sparse initialisation", "deviation of the state")
+        for variant in ("no layer normalization", "sparse initialization", "deviation of the state")
     ),
     Experiment("step", "Pendulum-v0", 200_000),
     Experiment("step", "CartPole-v1", 100_000),

@@ -1,7 +1,7 @@
 """Timesteps a second against ranks on this machine, and a model of what more machines would do.
 
-    python benchmarks/scaling.py              # some ten minutes, into results/scaling.csv
-    python benchmarks/scaling.py --table      # no measuring: print the tables of what is there, draw img/scaling.png
+    python -m benchmarks.scaling              # some ten minutes, into results/scaling.csv
+    python -m benchmarks.scaling --table      # no measuring: print the tables of what is there, draw img/scaling.png
 
 Measured: the epoch update's defaults on HalfCheetah-v4, by one rank and by two, and how long an all-reduce takes
 between two ranks on loopback. Everything is measured in turn, and the median of the rounds taken.
@@ -33,14 +33,13 @@ import torch
 import tyro
 from gymnasium import spaces
 
+import a2c_algorithm_epoch_update as epoch
+import environments
+from benchmarks.throughput import rate
+from training.experiments import read_csv, write_csv
+from training.ranks import Ranks
+
 PROJECT = Path(__file__).parent.parent
-if __name__ == "__main__":
-    sys.path[0] = str(PROJECT)  # not this folder, whose mujoco.py would be taken for the library
-import a2c_algorithm_epoch_update as epoch  # noqa: E402
-import environments  # noqa: E402
-from benchmarks.throughput import rate  # noqa: E402
-from distributed import Ranks  # noqa: E402
-from experiments import read_csv, write_csv  # noqa: E402
 
 RESULTS = PROJECT / "results" / "scaling.csv"
 FIGURE = PROJECT / "img" / "scaling.png"
@@ -68,7 +67,7 @@ class Config:
 
 def torchrun(ranks: int, *command: object) -> str:
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks, *command]
-    return subprocess.run([*map(str, words)], check=True, capture_output=True, text=True).stdout
+    return subprocess.run([*map(str, words)], check=True, capture_output=True, text=True, cwd=PROJECT).stdout
 
 
 def train(ranks: int) -> float:
@@ -88,7 +87,7 @@ def time_all_reduces() -> None:
         tensor, times = torch.ones(size // 4), []
         for _ in range(300):
             start = time.perf_counter()
-            ranks.average(tensor)
+            ranks.all_reduce_mean(tensor)
             times.append(time.perf_counter() - start)
         if not ranks.rank:
             print(f"result {size} {median(times)}", flush=True)
@@ -103,7 +102,7 @@ def measure(rounds: int) -> None:
             if (ranks, r) not in done:
                 keep("train", {ranks: train(int(ranks))}, r)
         if ("all-reduce", r) not in done:
-            lines = torchrun(2, __file__, "--all-reduce").splitlines()
+            lines = torchrun(2, "-m", "benchmarks.scaling", "--all-reduce").splitlines()
             found = [line.split()[1:] for line in lines if line.startswith("result")]
             keep("all-reduce", {size: float(seconds) for size, seconds in found}, r)
 
@@ -130,16 +129,16 @@ def medians(what: str) -> dict[int, float]:
 
 
 class Counting(Ranks):
-    """One rank by itself, that notes how many bytes it would have told the others."""
+    """A single process that records how many bytes each collective operation would have sent."""
 
     def __init__(self) -> None:
-        self.told: list[int] = []
+        self.sent: list[int] = []
 
-    def average(self, tensor: torch.Tensor) -> torch.Tensor:
-        self.told.append(tensor.nbytes)
+    def all_reduce_mean(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.sent.append(tensor.nbytes)
         return tensor
 
-    join = average
+    all_gather = all_reduce_mean
 
 
 def communicated() -> list[int]:
@@ -152,17 +151,17 @@ def communicated() -> list[int]:
     size = config.sample_size // config.num_envs, config.num_envs
     observations, actions, zeros = torch.randn(*size, inputs), torch.randn(*size, outputs), torch.zeros(size)
     learner.update(epoch.Batch(observations, actions, zeros, observations, zeros, zeros), 1.0)
-    return ranks.told
+    return ranks.sent
 
 
-def seconds_to_agree(told: list[int], machines: int, shape: str) -> float:
+def seconds_to_agree(sent: list[int], machines: int, shape: str) -> float:
     """What the all-reduces of an update take over so many machines, by the model above."""
     if machines == 1:
         return 0.0
     hops = 2 * (machines - 1) if shape == "ring" else 2 * math.log2(machines)
     share = (machines - 1) / machines if shape == "ring" else 1.0
     call = min(medians("all-reduce").values())
-    return sum(call + hops * LATENCY + 2 * share * size / BANDWIDTH for size in told)
+    return sum(call + hops * LATENCY + 2 * share * size / BANDWIDTH for size in sent)
 
 
 def model(machines: int, shape: str) -> float:
@@ -195,11 +194,9 @@ def print_table() -> None:
 
 def draw() -> None:
     """Draw the measurements and the model."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
     axes, speeds = figure.subplots(), medians("train")
     machines = np.unique(np.logspace(0, 3, 40).astype(int))
     axes.plot(machines, machines * speeds[1], color="0.6", linestyle=":", label="ideal")

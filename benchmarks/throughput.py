@@ -1,8 +1,8 @@
 """Timesteps a second of both scripts, beside other libraries' A2C and beside the environment alone.
 
     pip install -r benchmarks/requirements.txt
-    python benchmarks/throughput.py                  # about half an hour; a row at once in results/throughput.csv
-    python benchmarks/throughput.py --table          # no measuring: print the table of what is there
+    python -m benchmarks.throughput                  # about half an hour; a row at once in results/throughput.csv
+    python -m benchmarks.throughput --table          # no measuring: print the table of what is there
 
 The same environment (Pendulum-v0), the same number of environments and of steps a batch, two hidden layers of 64, one
 thread, one gradient step a batch, but for the rows that are named defaults. Every measurement is a process of its own
@@ -26,10 +26,9 @@ import gymnasium as gym
 import torch
 import tyro
 
+import environments  # registers Pendulum-v0, for every library
+
 PROJECT = Path(__file__).parent.parent
-if __name__ == "__main__":
-    sys.path[0] = str(PROJECT)  # not this folder, whose mujoco.py would be taken for the library
-import environments  # noqa: E402  (registers Pendulum-v0, for every library)
 
 RESULTS = PROJECT / "results" / "throughput.csv"
 COLUMNS = ["case", "library", "num_envs", "steps", "round", "timesteps_per_second"]
@@ -175,8 +174,8 @@ def gymnasium_alone(num_envs: int, steps: int, timesteps: int) -> float:
     return alone(envs, timesteps)
 
 
-def vectorised_alone(num_envs: int, steps: int, timesteps: int) -> float:
-    """The project's own vectorised Pendulum-v0, with nothing learned."""
+def vectorized_alone(num_envs: int, steps: int, timesteps: int) -> float:
+    """The project's own vectorized Pendulum-v0, with nothing learned."""
     return alone(gym.make_vec(ENV, num_envs, "vector_entry_point"), timesteps)
 
 
@@ -199,7 +198,7 @@ LIBRARIES: dict[str, Measure] = {
     "Tianshou": tianshou,
     "TorchRL": torchrl,
     "SyncVectorEnv alone": gymnasium_alone,
-    "vectorised Pendulum-v0 alone": vectorised_alone,
+    "vectorized Pendulum-v0 alone": vectorized_alone,
 }
 PEERS = ["Stable-Baselines3", "Tianshou", "TorchRL"]
 # Environments, steps a batch, and the timesteps that each library is timed over: some seconds each.
@@ -215,7 +214,7 @@ CASES: dict[str, tuple[int, int, dict[str, int]]] = {
             "epoch update, defaults": 500_000,
             **dict.fromkeys(PEERS, 40_000),
             "SyncVectorEnv alone": 200_000,
-            "vectorised Pendulum-v0 alone": 400_000,
+            "vectorized Pendulum-v0 alone": 400_000,
         },
     ),
 }
@@ -280,9 +279,9 @@ def main(config: Config) -> None:
         if not config.table and config.case in ("", case) and (case, library, str(r)) not in done
     ]
     for case, library, r in todo:
-        command = [sys.executable, __file__, "--only", library, "--case", case]
+        command = [sys.executable, "-m", "benchmarks.throughput", "--only", library, "--case", case]
         env = os.environ | {"OMP_NUM_THREADS": "1"}
-        output = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+        output = subprocess.run(command, capture_output=True, text=True, env=env, cwd=PROJECT, check=False)
         if output.returncode:
             sys.exit(f"{case}, {library}: {output.stderr[-2000:]}")
         speed = float(output.stdout.split("result ")[-1])

@@ -1,8 +1,8 @@
 """Seconds from starting a process to a solved Pendulum-v0: 100 evaluation episodes of a mean return of -200 or better.
 
     pip install -r benchmarks/requirements.txt
-    python benchmarks/time_to_solve.py               # all of it; what results/time_to_solve.csv has is not done again
-    python benchmarks/time_to_solve.py --table       # no measuring: print the table of what is there
+    python -m benchmarks.time_to_solve               # all of it; what results/time_to_solve.csv has is not done again
+    python -m benchmarks.time_to_solve --table       # no measuring: print the table of what is there
 
 Every learner is a process of its own, on one thread and alone on the machine, that evaluates its deterministic policy
 every 10,000 timesteps and stops when that is good enough. Imports, compiling and evaluating all count.
@@ -22,10 +22,9 @@ from typing import Any
 
 import tyro
 
-START = float(os.environ.get("START", time.time()))
 PROJECT = Path(__file__).parent.parent
-if __name__ == "__main__":
-    sys.path[0] = str(PROJECT)  # not this folder, whose mujoco.py would be taken for the library
+
+START = float(os.environ.get("START", time.time()))
 
 RESULTS = PROJECT / "results" / "time_to_solve.csv"
 COLUMNS = ["learner", "seed", "seconds", "timesteps"]
@@ -45,17 +44,17 @@ def ours(script: str, seed: int) -> None:
     """Either script with its defaults."""
     import a2c_algorithm_epoch_update as epoch
     import a2c_algorithm_step_update as step
-    import runs
+    from training import Run, evaluate
 
-    save = runs.Run.save
+    save = Run.save
 
-    def save_and_evaluate(run: runs.Run, *loop: Any) -> None:
-        save(run, *loop)
-        score = runs.evaluate(run.policy, run.config.env, EPISODES, seed=1_000 + seed)["mean_return"]
+    def save_and_evaluate(run: Run, **loop: Any) -> None:
+        save(run, **loop)
+        score = evaluate(run.policy, run.config.env, EPISODES, seed=1_000 + seed)["mean_return"]
         if solved(score, run.timestep):
             os._exit(0)
 
-    runs.Run.save = save_and_evaluate  # type: ignore[assignment, method-assign]
+    Run.save = save_and_evaluate  # type: ignore[assignment, method-assign]
     with tempfile.TemporaryDirectory() as folder:
         settings: dict[str, Any] = {"run_dir": Path(folder) / "run", "img_dir": Path(folder), "seed": seed}
         settings["checkpoint_interval"] = INTERVAL
@@ -130,8 +129,8 @@ def measure(learner: str, seed: int) -> tuple[str, str]:
         env = os.environ | {"OMP_NUM_THREADS": "1", "START": str(time.time())}
         if "cold" in learner:
             env["TORCHINDUCTOR_CACHE_DIR"] = cache
-        command = [sys.executable, __file__, "--learner", learner, "--seed", str(seed)]
-        output = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+        command = [sys.executable, "-m", "benchmarks.time_to_solve", "--learner", learner, "--seed", str(seed)]
+        output = subprocess.run(command, capture_output=True, text=True, env=env, cwd=PROJECT, check=False)
     if output.returncode:
         sys.exit(f"{learner}, seed {seed}: {output.stderr[-2000:]}")
     found = [line.split() for line in output.stdout.splitlines() if line.startswith("solved ")]

@@ -18,7 +18,7 @@ PROJECT = Path(__file__).parent.parent
 sys.path.insert(0, str(PROJECT))
 EPOCH, STEP, EVALUATE = "a2c_algorithm_epoch_update.py", "a2c_algorithm_step_update.py", "evaluate.py"
 
-import runs  # noqa: E402, F401  (for the forked ones)
+import training  # noqa: E402, F401  (for the forked ones)
 
 torch.set_num_threads(1)  # two workers share the machine, and no threads are lost where a test forks
 

@@ -10,9 +10,11 @@ import pytest
 from conftest import PROJECT
 
 import compare
-import experiments
-import runs
-from utils import UsageError
+from environments import UsageError
+from training.checkpoint import load_checkpoint
+from training.experiments import POINTS, Task, write_csv
+
+pytestmark = pytest.mark.slow
 
 COMPARE = "compare.py"
 
@@ -22,7 +24,7 @@ def written(folder, curves=("step", "epoch"), seeds=4, env="Pendulum-v0"):
     rng = np.random.default_rng(0)
     run_rows, points, episodes = [], [], []
     for curve, seed in itertools.product(curves, range(seeds)):
-        returns = np.linspace(-1200, -150, experiments.POINTS) + rng.normal(0, 20, compare.POINTS)
+        returns = np.linspace(-1200, -150, POINTS) + rng.normal(0, 20, compare.POINTS)
         score = [f"{returns[-1]:.2f}", "50.00", "-300.00"]
         settings = compare.CURVES[curve].flags
         run_rows.append([curve, seed, 1000, *score, f"{rng.uniform(1, 2):.1f}", "abc", settings])
@@ -35,7 +37,7 @@ def written(folder, curves=("step", "epoch"), seeds=4, env="Pendulum-v0"):
         ("", "_curves", "_episodes"), compare.COLUMNS, (run_rows, points, episodes), strict=True
     ):
         named = [dict(zip(columns, row, strict=True)) for row in rows]
-        experiments.write_csv(folder / f"compare_{env}{part}.csv", columns, named)
+        write_csv(folder / f"compare_{env}{part}.csv", columns, named)
     return folder
 
 
@@ -53,9 +55,9 @@ def test_two_modes_are_trained_scored_and_drawn_and_not_again(script, tmp_path):
     ]
     assert 8 < results.random_return < 60
     timesteps, seconds, returns = results.history("step")
-    assert (timesteps[0], timesteps[-1], returns.shape) == (12, 600, (2, experiments.POINTS))
+    assert (timesteps[0], timesteps[-1], returns.shape) == (12, 600, (2, POINTS))
     assert (np.diff(seconds, axis=1) >= 0).all()
-    run = tmp_path / experiments.Task("step", "CartPole-v1", 600, "", 1).directory
+    run = tmp_path / Task("step", "CartPole-v1", 600, "", 1).directory
     log = [row.split(",") for row in (run / "episodes.csv").read_text().splitlines()[1:]]
     assert returns[1, -1] == pytest.approx(np.mean([float(row[1]) for row in log[-20:]]), abs=0.01)
     score = script("evaluate.py", run, "--episodes", 100, "--seed", 1001).stdout
@@ -106,13 +108,13 @@ def test_a_crashed_run_is_reported_and_tried_again(forked, tmp_path):
 def test_an_interrupted_comparison_goes_on_where_it_stopped(script, tmp_path):
     flags = ["--total-timesteps", "30000", "--seeds", "2", "--curves", "epoch", "--workers", "1"]
     process = subprocess.Popen([sys.executable, PROJECT / COMPARE, *flags], cwd=tmp_path, stderr=subprocess.PIPE)
-    task = experiments.Task("epoch", "Pendulum-v0", 30_000, "", 0)
+    task = Task("epoch", "Pendulum-v0", 30_000, "", 0)
     while not (tmp_path / task.directory / "updates.csv").exists():
         time.sleep(0.05)
     time.sleep(0.5)
     process.terminate()
     assert process.wait(60) == 143
-    state = runs.load_checkpoint(tmp_path / task.directory)
+    state = load_checkpoint(tmp_path / task.directory)
     assert 0 < state["timestep"] < 30_000
     events = len(list((tmp_path / task.directory).glob("events*")))
     result = script(COMPARE, *flags)

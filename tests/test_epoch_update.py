@@ -15,9 +15,9 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 import a2c_algorithm_epoch_update as epoch
 import environments
 from environments import ActionMap
-from networks import CategoricalActor, Critic, GaussianActor, Hidden
-from runs import Run
-from utils import AdvantageNormalizer, RewardNormalizer, gae, hold
+from networks import CategoricalActor, Critic, GaussianActor, NetworkSettings, repeat_noise
+from training import Run
+from utils import AdvantageNormalizer, RewardNormalizer, gae
 
 CONTINUOUS, DISCRETE = spaces.Box(-1, 1, (2,)), spaces.MultiDiscrete([2, 4])
 
@@ -27,11 +27,11 @@ def actor_and_batch(space, batch=7):
     torch.manual_seed(0)
     if space is CONTINUOUS:
         actor, actions = (
-            GaussianActor(3, [1.0, float("inf")], Hidden([5, 4])),
+            GaussianActor(3, [True, False], NetworkSettings(hidden_sizes=(5, 4), mean_limit=1.0)),
             torch.randn(batch, 2, dtype=torch.float64),
         )
     else:
-        actor = CategoricalActor(3, [2, 4], Hidden([5, 4]))
+        actor = CategoricalActor(3, [2, 4], NetworkSettings(hidden_sizes=(5, 4)))
         actions = torch.stack([torch.randint(0, n, (batch,)) for n in (2, 4)], dim=1)
     actor.double()
     for parameter in actor.parameters():
@@ -108,12 +108,12 @@ def test_batch_is_on_policy(tmp_path):
         torch.manual_seed(3)
         batch, _ = epoch.collect(envs, environments.reset_all(envs, 0), learner, run)
     torch.manual_seed(3)
-    policy, states = learner.actor.network, learner.obs_normalizer(batch.observations)
+    policy, states = learner.actor.network, learner.obs_normalizer.normalize(batch.observations)
     torch.testing.assert_close(batch.actions, policy.sample(policy(states), policy.noise(8, 4)))
     assert batch.observations.shape == (8, 4, 3)
 
 
-def test_a_batch_is_normalised_by_the_statistics_that_the_policy_acted_by(tmp_path, monkeypatch):
+def test_a_batch_is_normalized_by_the_statistics_that_the_policy_acted_by(tmp_path, monkeypatch):
     """By newer ones, V(s') and V(s) would differ where s' is s, which costs much of the return."""
     envs, learner = learner_for(run_dir=tmp_path / "run", img_dir=tmp_path)
     given, critic = [], learner.critic
@@ -137,7 +137,7 @@ def test_a_batch_is_normalised_by_the_statistics_that_the_policy_acted_by(tmp_pa
 def test_an_update_is_one_step_of_torchs_optimizer_for_the_actor_and_several_for_the_critic(
     tmp_path, lr_scale, max_step
 ):
-    """Against torch's own optimiser and gradient clipping, layer by layer, on a copy of both networks."""
+    """Against torch's own optimizer and gradient clipping, layer by layer, on a copy of both networks."""
     paths = {"run_dir": tmp_path / "run", "img_dir": tmp_path}
     envs, learner = learner_for("CartPole-v1", critic_updates=3, max_step=max_step, **paths)
     copies = [copy.deepcopy(network.network) for network in (learner.actor, learner.critic)]
@@ -153,11 +153,14 @@ def test_an_update_is_one_step_of_torchs_optimizer_for_the_actor_and_several_for
             batch, observations = epoch.collect(envs, observations, learner, run)
             done = torch.maximum(batch.terminated, batch.truncated)
             with torch.no_grad():
-                states, next_states = map(learner.obs_normalizer, (batch.observations, batch.next_observations))
+                states = learner.obs_normalizer.normalize(batch.observations)
+                next_states = learner.obs_normalizer.normalize(batch.next_observations)
                 values, next_values = critic(states), critic(next_states)
-                rewards = reward_normalizer(batch.rewards, done)
+                reward_normalizer.update_returns(batch.rewards, done)
+                rewards = reward_normalizer.normalize(batch.rewards)
                 advantages, returns = gae(rewards, values, next_values, batch.terminated, batch.truncated, 0.99, 0.98)
-                advantages = normalizer(advantages)
+                normalizer.update(advantages)
+                advantages = normalizer.normalize(advantages)
             policy = actor(states)
             loss = -(policy.log_prob(batch.actions) * advantages).mean() - 0.01 * policy.entropy().mean()
             norms = []
@@ -217,7 +220,7 @@ def test_the_next_episode_does_not_change_what_is_learned_from_this_one(tmp_path
     changed = batch.rewards.clone()
     changed[t + 1 :, n] += 50.0
     advantages = []
-    monkeypatch.setattr(learner.advantage_normalizer, "forward", lambda a: advantages.append(a.clone()) or a)
+    monkeypatch.setattr(learner.advantage_normalizer, "normalize", lambda a: advantages.append(a.clone()) or a)
     for rewards in (batch.rewards, changed):
         _, other = learner_for("CartPole-v1", reward_norm=False)
         other.advantage_normalizer = learner.advantage_normalizer
@@ -230,7 +233,7 @@ def test_the_next_episode_does_not_change_what_is_learned_from_this_one(tmp_path
 def test_held_noise_is_drawn_as_before_and_repeats_as_often_as_asked(probability):
     torch.manual_seed(0)
     noise = torch.randn(400, 50, 2)
-    held = hold(noise, probability)
+    held = repeat_noise(noise, probability)
     torch.testing.assert_close(held[0], noise[0])
     repeats = (held[1:] == held[:-1]).all(-1)
     assert abs(repeats.double().mean() - probability) < 0.02
@@ -241,7 +244,7 @@ def test_held_noise_is_drawn_as_before_and_repeats_as_often_as_asked(probability
 
 def test_noise_is_held_for_choices_alone_and_less_and_less(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(epoch, "hold", lambda noise, probability: asked.append(probability) or noise)
+    monkeypatch.setattr(epoch, "repeat_noise", lambda noise, probability: asked.append(probability) or noise)
     for name, expected in (("Pendulum-v0", []), ("CartPole-v1", [0.5, 0.375, 0.25, 0.125])):
         settings = {"num_envs": 4, "sample_size": 32, "total_timesteps": 128}
         epoch.train(epoch.Config(env=name, run_dir=tmp_path / name, img_dir=tmp_path, **settings))
@@ -261,12 +264,12 @@ def test_a_signal_is_heeded_once_a_timestep(tmp_path):
 
 
 def test_critic_regresses_on_the_returns():
-    critic = Critic(3, Hidden([16, 16]))
+    critic = Critic(3, NetworkSettings(hidden_sizes=(16, 16)))
     assert critic(torch.randn(5, 4, 3)).shape == (5, 4)
 
 
 def test_layer_norm_makes_the_actor_blind_to_the_scale_of_its_first_layer():
-    actor = GaussianActor(3, [2.0], Hidden([16, 16]))
+    actor = GaussianActor(3, [True], NetworkSettings(hidden_sizes=(16, 16)))
     actor.log_std.data.zero_()
     observations = torch.randn(4, 3)
     before = actor(observations).mode
@@ -277,7 +280,7 @@ def test_layer_norm_makes_the_actor_blind_to_the_scale_of_its_first_layer():
 
 
 def test_a_mean_stays_within_its_limit():
-    actor = GaussianActor(3, [2.0, float("inf")], Hidden([16]))
+    actor = GaussianActor(3, [True, False], NetworkSettings(hidden_sizes=(16,)))
     actor.mean[-1].weight.data *= 1e4
     mean = actor(torch.randn(100, 3)).mode
     assert 1 < mean[:, 0].abs().max() <= 2
@@ -294,11 +297,12 @@ def test_advantages_are_divided_by_their_running_deviation(center):
         advantages = rng.normal(3.0, scale, (8, 4))
         var = advantages.var() if var is None else 0.95 * var + 0.05 * advantages.var()
         expected = (advantages - center * advantages.mean()) / np.sqrt(var)
-        np.testing.assert_allclose(normalizer(torch.tensor(advantages)), expected, rtol=1e-4, atol=1e-5)
+        normalizer.update(torch.tensor(advantages))
+        np.testing.assert_allclose(normalizer.normalize(torch.tensor(advantages)), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_choice_that_is_not_there_is_never_taken():
-    actor = CategoricalActor(2, [2, 5], Hidden([8]))
+    actor = CategoricalActor(2, [2, 5], NetworkSettings(hidden_sizes=(8,)))
     samples = actor.sample(actor(torch.randn(2000, 2)), actor.noise(2000))
     assert samples[:, 0].max() == 1
     assert samples[:, 1].max() == 4

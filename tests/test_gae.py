@@ -1,4 +1,4 @@
-"""Generalised advantage estimation against its definition, summed term by term."""
+"""Generalized advantage estimation against its definition, summed term by term."""
 
 import numpy as np
 import pytest

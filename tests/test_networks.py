@@ -1,4 +1,4 @@
-"""Layer normalisation and initialisations have the statistics that they claim."""
+"""Layer normalization and initializations have the statistics that they claim."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from networks import Critic, GaussianActor, Hidden, mlp
+from networks import Critic, GaussianActor, NetworkSettings, mlp
 
 
 def inputs_of_activations(network, observations):
@@ -22,11 +22,11 @@ def inputs_of_activations(network, observations):
 def test_layer_norm_centres_and_scales_each_layer_whatever_comes_in():
     torch.manual_seed(0)
     observations = torch.randn(100, 5) * torch.logspace(-1, 5, 5)
-    network = mlp(5, Hidden((32, 16)), 2, last_gain=1.0)
+    network = mlp(5, 2, NetworkSettings(hidden_sizes=(32, 16)), last_gain=1.0)
     for numbers in inputs_of_activations(network, observations):
         torch.testing.assert_close(numbers.mean(-1), torch.zeros(100), atol=1e-4, rtol=0)
         torch.testing.assert_close(numbers.var(-1, correction=0), torch.ones(100), atol=1e-2, rtol=0)
-    plain = mlp(5, Hidden((32, 16), layer_norm=False), 2, last_gain=1.0)
+    plain = mlp(5, 2, NetworkSettings(hidden_sizes=(32, 16), layer_norm=False), last_gain=1.0)
     assert all(numbers.var(-1).max() > 1e3 for numbers in inputs_of_activations(plain, observations))
     assert len(list(plain.parameters())) == len(list(network.parameters()))  # it has no weights of its own
 
@@ -38,7 +38,7 @@ def test_sparse_weights(inputs):
     weights = [
         layer.weight.detach().numpy()
         for _ in range(20)
-        for layer in mlp(inputs, Hidden((100, 50), init="sparse"), 4, last_gain=0.01)
+        for layer in mlp(inputs, 4, NetworkSettings(hidden_sizes=(100, 50), init="sparse"), last_gain=0.01)
         if isinstance(layer, nn.Linear)
     ]
     for weight in weights:
@@ -55,21 +55,25 @@ def test_sparse_weights(inputs):
 
 
 def test_orthogonal_weights():
-    first, hidden, last = (layer for layer in mlp(8, Hidden((8, 6)), 2, last_gain=0.01) if isinstance(layer, nn.Linear))
+    first, hidden, last = (
+        layer
+        for layer in mlp(8, 2, NetworkSettings(hidden_sizes=(8, 6)), last_gain=0.01)
+        if isinstance(layer, nn.Linear)
+    )
     for layer, gain in ((first, 2**0.5), (hidden, 2**0.5), (last, 0.01)):
         expected = gain**2 * torch.eye(len(layer.weight))
         torch.testing.assert_close(layer.weight @ layer.weight.T, expected, atol=1e-5, rtol=1e-5)
         assert not layer.bias.any()
-    assert not Critic(3, Hidden(), last_gain=0.0)(torch.randn(5, 3)).any()
+    assert not Critic(3, NetworkSettings(), last_gain=0.0)(torch.randn(5, 3)).any()
 
 
 def test_a_deviation_that_depends_on_the_state():
     torch.manual_seed(0)
-    actor = GaussianActor(3, [2.0, math.inf], Hidden((16,)), state_std=True)
+    actor = GaussianActor(3, [True, False], NetworkSettings(hidden_sizes=(16,), state_std=True))
     observations = torch.randn(50, 3)
     deviations = actor(observations).stddev
     expected = np.log1p(np.exp(actor.mean(observations)[:, 2:].detach().numpy()))
     np.testing.assert_allclose(deviations.detach(), expected, rtol=1e-4)
     assert len(deviations.unique()) == 100
-    assert len(GaussianActor(3, [2.0, math.inf], Hidden((16,)))(observations).stddev.unique()) == 1
+    assert len(GaussianActor(3, [True, False], NetworkSettings(hidden_sizes=(16,)))(observations).stddev.unique()) == 1
     assert actor.noise(7, 4).shape == (7, 4, 2)

@@ -26,13 +26,13 @@ def test_equals_numpy_however_the_data_is_cut(sizes, seed, offset):
 def test_observations_come_out_standardised_and_clipped():
     data = torch.tensor(np.random.default_rng(0).normal([5.0, -300.0], [0.1, 50.0], (1000, 2)))
     normalizer = ObservationNormalizer(2)
-    assert torch.equal(normalizer(data), data.float())  # nothing seen: nothing changed
+    assert torch.equal(normalizer.normalize(data), data.float())  # nothing seen: nothing changed
     normalizer.update(data)
-    normalized = normalizer(data)
+    normalized = normalizer.normalize(data)
     assert normalized.dtype == torch.float32
     np.testing.assert_allclose(normalized.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(normalized.std(0, correction=0), 1, atol=1e-5)
-    np.testing.assert_array_equal(normalizer(torch.tensor([[1e9, -1e9]])), [[10, -10]])
+    np.testing.assert_array_equal(normalizer.normalize(torch.tensor([[1e9, -1e9]])), [[10, -10]])
 
 
 def test_statistics_survive_saving():
@@ -65,10 +65,13 @@ def test_rewards_are_divided_by_the_deviation_of_the_discounted_return():
             current = current * gamma + r
             returns.append(current.copy())
             current[d] = 0.0
-        scaled = normalizer(torch.tensor(rewards), torch.tensor(done, dtype=torch.float32))
+        normalizer.update_returns(torch.tensor(rewards), torch.tensor(done, dtype=torch.float32))
+        scaled = normalizer.normalize(torch.tensor(rewards))
         np.testing.assert_allclose(scaled, np.clip(rewards / np.std(returns), -10, 10), rtol=1e-6)
 
 
 @pytest.mark.parametrize("reward", [0.0, -1.0])
 def test_the_first_rewards_of_one_environment_are_left_as_they_are(reward):
-    assert RewardNormalizer(1, 0.99)(torch.tensor([[reward]]), torch.tensor([[0.0]])) == reward
+    normalizer = RewardNormalizer(1, 0.99)
+    normalizer.update_returns(torch.tensor([[reward]]), torch.tensor([[0.0]]))
+    assert normalizer.normalize(torch.tensor([[reward]])) == reward

@@ -12,7 +12,9 @@ from conftest import PROJECT
 
 import a2c_algorithm_epoch_update as epoch
 import a2c_algorithm_step_update as step
-import runs
+from training import TrainingError, evaluate
+from training.checkpoint import load_checkpoint
+from training.cli import parse
 
 SCRIPTS = pytest.mark.parametrize("script", [epoch, step], ids=["epoch", "step"])
 
@@ -26,13 +28,14 @@ def config(script, tmp_path, name, **settings):
     return script.Config(run_dir=tmp_path / name, img_dir=tmp_path, **settings)
 
 
+@pytest.mark.slow
 @SCRIPTS
 def test_a_callback_sees_the_run_and_leaves_it_as_it_is(script, tmp_path):
     seen = []
 
     def watch(run, scalars):
         seen.append((run.timestep, run.recent_returns[-1], scalars["losses/value_loss"], scalars["charts/SPS"]))
-        score = runs.evaluate(run.policy, "CartPole-v1", episodes=2, seed=7, stochastic=True)
+        score = evaluate(run.policy, "CartPole-v1", episodes=2, seed=7, stochastic=True)
         assert 8 <= score["mean_return"] <= 500
 
     watched = script.train(config(script, tmp_path, "watched"), callback=watch)
@@ -45,14 +48,15 @@ def test_a_callback_sees_the_run_and_leaves_it_as_it_is(script, tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 @SCRIPTS
 def test_a_callback_stops_a_run_which_can_be_resumed(script, tmp_path):
     stopped = script.train(config(script, tmp_path, "run"), callback=lambda run, scalars: run.stop())
     assert 1000 <= stopped.timestep < 2000
     assert stopped.exit_status == 0
-    assert runs.load_checkpoint(stopped.directory)["timestep"] == stopped.timestep
+    assert load_checkpoint(stopped.directory)["timestep"] == stopped.timestep
     assert (stopped.directory / "reward.png").exists()
-    resumed = script.train(runs.parse(script.Config, ["--resume", str(stopped.directory), "--img-dir", str(tmp_path)]))
+    resumed = script.train(parse(script.Config, ["--resume", str(stopped.directory), "--img-dir", str(tmp_path)]))
     alone = script.train(config(script, tmp_path, "alone"))
     a, b = parameters(resumed), parameters(alone)
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -60,11 +64,12 @@ def test_a_callback_stops_a_run_which_can_be_resumed(script, tmp_path):
 
 @SCRIPTS
 def test_a_callback_that_raises_is_reported(script, tmp_path):
-    with pytest.raises(runs.TrainingError, match=r"at timestep 1\d\d\d: ZeroDivisionError: .*error.txt"):
+    with pytest.raises(TrainingError, match=r"at timestep 1\d\d\d: ZeroDivisionError: .*error.txt"):
         script.train(config(script, tmp_path, "run"), callback=lambda run, scalars: 1 / 0)
     assert "ZeroDivisionError" in (tmp_path / "run" / "error.txt").read_text()
 
 
+@pytest.mark.slow
 @SCRIPTS
 def test_somebody_elses_alarm_is_left_alone(script, tmp_path):
     rung = []
@@ -75,6 +80,7 @@ def test_somebody_elses_alarm_is_left_alone(script, tmp_path):
     assert (rung, run.exit_status, run.timestep) == ([True], 0, 2048)
 
 
+@pytest.mark.slow
 def test_the_example_of_the_readme_runs(tmp_path):
     examples = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
     assert examples

@@ -6,7 +6,7 @@ import torch
 from torch.distributions import Categorical, Independent, Normal
 
 import a2c_algorithm_epoch_update as epoch
-from networks import Critic, Hidden
+from networks import Critic, NetworkSettings
 from utils import gae
 
 
@@ -82,7 +82,7 @@ def test_why_many_steps_of_the_critic():
     losses = []
     for steps in (1, 10):
         torch.manual_seed(1)
-        critic = Critic(3, Hidden([32, 32]))
+        critic = Critic(3, NetworkSettings(hidden_sizes=(32, 32)))
         optimizer = torch.optim.RMSprop(critic.parameters(), 2e-3)
         for _ in range(steps):
             optimizer.zero_grad()

@@ -7,8 +7,8 @@ import pytest
 from conftest import PROJECT
 
 import compare
-import experiments
 from benchmarks import checkpoint, memory, mujoco, mujoco_speed, returns, scaling, throughput, time_to_solve
+from training.experiments import EPISODES, WINDOW, read_csv
 
 READMES = {"README.md": "## Results\n", "README.zh-CN.md": "## 结果\n"}
 both = pytest.mark.parametrize("name", READMES)
@@ -30,7 +30,7 @@ def generated(capsys):
         results = compare.Results(path.parent, path.stem.removeprefix("compare_").removesuffix("_curves"))
         results.check_complete()
         print(*compare.table(results), sep="\n")
-    returns.print_tables(experiments.read_csv(returns.RESULTS, returns.COLUMNS))
+    returns.print_tables(read_csv(returns.RESULTS, returns.COLUMNS))
     for benchmark in (mujoco, throughput, mujoco_speed, time_to_solve, scaling, memory, checkpoint):
         benchmark.print_table()
     return [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
@@ -64,7 +64,7 @@ def test_every_number_of_the_results_prose_is_in_a_table(generated, name):
     prose = "\n".join(line for line in prose.splitlines() if not line.startswith("|"))
     known = SETTINGS | set(numbers("\n".join(generated)))
     assert [number for number in numbers(prose) if number not in known] == []
-    assert {str(experiments.EPISODES), str(experiments.WINDOW)} <= SETTINGS
+    assert {str(EPISODES), str(WINDOW)} <= SETTINGS
 
 
 def test_both_languages_have_the_same_commands_links_and_code():
@@ -83,6 +83,6 @@ def test_every_file_and_picture_that_is_named_is_there(name):
         assert (PROJECT / path).exists(), path
     for path in re.findall(r"`((?:benchmarks|results|tests)/[\w./]*\w)`", text(name)):
         assert (PROJECT / path).exists(), path
-    tests = "".join(path.read_text() for path in (PROJECT / "tests").glob("test_*.py"))
+    tests = "".join(path.read_text() for path in (PROJECT / "tests").rglob("test_*.py"))
     for function in re.findall(r"`(test_\w+)`", text(name)):
         assert f"def {function}(" in tests, function

@@ -63,6 +63,7 @@ def test_a_run_leaves_what_the_contract_says(script, tmp_path, name):
     assert all(torch.equal(after[key], value) for key, value in state["obs_normalizer"].items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [EPOCH, STEP])
 def test_the_same_seed_gives_the_same_numbers(forked, tmp_path, name):
     for run, seed in (("a", 5), ("b", 5), ("c", 6)):
@@ -124,6 +125,7 @@ def test_own_environment_and_own_potential(forked, tmp_path, name):
     assert json.loads(evaluated.stdout)["env"] == "mine:Mine-v0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [EPOCH, STEP])
 def test_resume_goes_on_with_the_run(forked, tmp_path, name):
     total = SHORT[name][1]
@@ -150,6 +152,7 @@ def test_default_run_directory_and_settings_that_need_no_flag(script, tmp_path):
     assert f"run: runs/{run.name}" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="benchmarks/memory.py is for Linux")
 def test_a_long_run_does_not_grow_in_memory():
     """Less than 1 MB for 100,000 timesteps, over the second half of a million."""
@@ -169,6 +172,7 @@ def test_learns_pendulum(forked, tmp_path):
     assert score["mean_return"] > -500
 
 
+@pytest.mark.slow
 def test_step_update_learns_cartpole(forked, tmp_path):
     """A random policy scores about 22."""
     result = forked(STEP, "--env", "CartPole-v1", "--total-timesteps", 12_000, "--run-dir", "run")

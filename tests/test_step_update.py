@@ -56,7 +56,8 @@ def test_updates_equal_the_equations_written_out(trace_lambda, optimizer, space)
     states = {name: [{"kappa": kappas[name]} for _ in net.parameters()] for name, net in nets.items()}
     rng = np.random.default_rng(0)
     for t in range(1, 6):
-        state, action, next_state, reward = transition(rng, space)
+        state, _, next_state, reward = transition(rng, space)
+        action, _ = learner.act(state, learner.actor.network.noise())  # in the support of any policy
         terminated = torch.tensor(float(t == 3))
         value, policy = nets["critic"](state), nets["actor"](state)
         next_value = 0.0 if t == 3 else nets["critic"](next_state).item()
@@ -73,7 +74,7 @@ def test_updates_equal_the_equations_written_out(trace_lambda, optimizer, space)
         numbers = learner.update(state, action, next_state, reward, terminated, torch.tensor(0.5))
         np.testing.assert_allclose(numbers, [delta, value.item(), log_prob], rtol=1e-4, atol=1e-5)
         if t == 3:
-            learner.end_episode()
+            learner.reset_traces()
             for name in nets:
                 traces[name] = [torch.zeros_like(trace) for trace in traces[name]]
     for own, net in ((learner.critic, nets["critic"]), (learner.actor, nets["actor"])):
@@ -86,7 +87,7 @@ def test_obgd_never_overshoots_on_a_linear_function():
     rng = np.random.default_rng(0)
     for size in (1e-3, 1.0, 1e3):
         theta = torch.zeros(50)
-        optimizer = step.TraceOptimizer(theta, 0.0, "obgd", None, kappa=2.0)
+        optimizer = step.TraceOptimizer(theta, decay=0.0, rule="obgd", lr=None, kappa=2.0)
         for _ in range(20):
             x = torch.tensor(rng.uniform(-1, 1, 50), dtype=torch.float32)
             delta, before = torch.tensor(size * rng.normal(), dtype=torch.float32), theta.clone()
@@ -104,7 +105,7 @@ def test_textbook_is_adam_on_the_one_step_update_and_nothing_else():
     actor, critic = copy.deepcopy(learner.actor.network), copy.deepcopy(learner.critic.network)
     optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters()], lr=3e-4)
     rng = np.random.default_rng(0)
-    action, state = torch.zeros(2), learner.see(torch.zeros(3))
+    action, state = torch.zeros(2), learner.observe(torch.zeros(3))
     for _ in range(5):
         observation, reward = torch.tensor(rng.normal(5, 9, 3), dtype=torch.float32), float(rng.normal(-8))
         scalars, noise = torch.tensor([reward, 0.0, 0.0, 1.0]), torch.tensor(rng.normal(size=2), dtype=torch.float32)
@@ -150,23 +151,25 @@ def test_a_truncated_state_still_has_its_value():
         torch.testing.assert_close(delta, expected)
 
 
-def test_a_timestep_is_see_scale_update_and_act_in_this_order():
+def test_a_timestep_is_observe_scale_update_and_act_in_this_order():
     """`learn_and_act`, on three transitions, against its parts by hand; the reward's scale is NumPy's."""
     learner, parts = learner_for(), learner_for()
     rng, returns, total = np.random.default_rng(0), [], 0.0
-    state = parts_state = learner.see(torch.zeros(3))
-    parts.see(torch.zeros(3))
+    state = parts_state = learner.observe(torch.zeros(3))
+    parts.observe(torch.zeros(3))
     action = parts_action = torch.zeros(2)
     for truncated in (0.0, 1.0, 0.0):
         observation = torch.tensor(rng.normal(size=3), dtype=torch.float32)
         reward, noise = float(rng.normal()), torch.tensor(rng.normal(size=2), dtype=torch.float32)
         scalars = torch.tensor([reward, 0.0, truncated, 0.5])
+        torch.manual_seed(len(returns))  # for an actor that samples by itself
         state, action, env_action, numbers = learner.learn_and_act(state, action, observation, scalars, noise)
+        torch.manual_seed(len(returns))
         total = total * 0.99 + reward
         returns.append(total)
         total *= 1 - truncated
         scaled = torch.tensor(reward / (np.std(returns) or 1.0), dtype=torch.float32)
-        next_state = parts.see(observation)
+        next_state = parts.observe(observation)
         expected = parts.update(parts_state, parts_action, next_state, scaled, torch.tensor(0.0), torch.tensor(0.5))
         parts_state, (parts_action, parts_env_action) = next_state, parts.act(next_state, noise)
         torch.testing.assert_close(numbers, expected, rtol=1e-4, atol=1e-5)
@@ -174,6 +177,7 @@ def test_a_timestep_is_see_scale_update_and_act_in_this_order():
         torch.testing.assert_close(env_action, parts_env_action, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_nothing_of_a_transition_is_kept(tmp_path, monkeypatch):
     """Every tensor that an update is given is gone two steps later: s' is the next s, and no longer."""
     config = step.Config(total_timesteps=450, run_dir=tmp_path / "run", img_dir=tmp_path)

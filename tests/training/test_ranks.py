@@ -1,6 +1,5 @@
 """Several ranks, as real processes that talk over loopback, learn what one process learns."""
 
-import io
 import os
 import re
 import shutil
@@ -14,7 +13,9 @@ import pytest
 import torch
 from conftest import EPOCH, PROJECT, STEP
 
-FILES = (".py", ".toml")  # of which the scripts consist
+pytestmark = pytest.mark.slow
+
+PARTS = (".py", ".toml", "environments", "training")  # of which the scripts consist
 # Trains in double precision, and makes sure at every checkpoint that all ranks have the same parameters.
 DRIVER = f"""
 import sys
@@ -24,15 +25,15 @@ import torch
 torch.set_default_dtype(torch.float64)
 torch.set_num_threads(1)
 import a2c_algorithm_epoch_update as epoch
-from runs import Run
+from training import Run
 save = Run.save
-def checked(run, *loop):
+def checked(run, **loop):
     mine = [part.state_dict() for part in run.parts.values()]
-    theirs = run.ranks.exchange(mine)
+    theirs = run.ranks.all_gather_object(mine)
     for other in theirs:
         for a, b in zip(mine, other, strict=True):
             assert all(torch.equal(a[name], b[name]) or a[name].isnan().all() for name in a)
-    save(run, *loop)
+    save(run, **loop)
 Run.save = checked
 name, directory = sys.argv[1:]
 size = dict(num_envs=16, sample_size=128, total_timesteps=1536, critic_updates=3, checkpoint_interval=512)
@@ -46,8 +47,8 @@ import signal
 import time
 import gymnasium as gym
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
-import distributed
-distributed.PATIENCE = 5.0
+import training.ranks
+training.ranks.TIMEOUT = 5.0
 steps = 0
 
 class Faulty(CartPoleEnv):
@@ -100,8 +101,7 @@ def ranks(tmp_path):
 
 
 def checkpoint(directory):
-    content = (directory / "checkpoint.pt").read_bytes()
-    return torch.load(io.BytesIO(content[:-32]), weights_only=True)
+    return torch.load(directory / "checkpoint.pt", weights_only=True)
 
 
 def parameters(directory):
@@ -224,7 +224,7 @@ def test_a_rank_without_a_rendezvous(tmp_path):
 def test_ranks_that_differ(tmp_path, what):
     """In a setting, or in the version of the scripts."""
     other = tmp_path / "other"
-    shutil.copytree(PROJECT, other, ignore=lambda folder, names: [name for name in names if not name.endswith(FILES)])
+    shutil.copytree(PROJECT, other, ignore=lambda folder, names: [name for name in names if not name.endswith(PARTS)])
     with (other / "utils.py").open("a") as file:
         file.write("# another version\n")
     with socket.socket() as free:

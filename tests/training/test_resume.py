@@ -13,9 +13,14 @@ import torch
 
 import a2c_algorithm_epoch_update as epoch
 import a2c_algorithm_step_update as step
-import env_states
 import environments
-import runs
+from environments.states import UnreadableError, get_state, set_state
+from training.checkpoint import load_checkpoint
+from training.files import load_config
+from training.logs import COLUMNS
+from training.settings import config_from
+
+pytestmark = pytest.mark.slow
 
 FORK = multiprocessing.get_context("fork")  # a process that has imported everything already
 WALL_TIME = {"wall_time", "timesteps_per_second"}
@@ -24,10 +29,11 @@ WALL_TIME = {"wall_time", "timesteps_per_second"}
 def numbers(run):
     """All that a finished run has in its checkpoint and logs, times on the clock apart."""
     state = torch.load(run / "checkpoint.pt", weights_only=True)
-    for name in ("wall_time", "config", "logs"):  # the latter two are checksums, of files with times in them
+    for name in ("wall_time", "config"):  # the latter is a checksum of a file with times in it
         state.pop(name)
+    state["log"].pop("files")  # checksums too
     logs = {}
-    for name in runs.LOGS:
+    for name in COLUMNS:
         with (run / name).open(newline="") as file:
             logs[name] = [{k: v for k, v in row.items() if k not in WALL_TIME} for row in csv.DictReader(file)]
     return state, logs
@@ -59,7 +65,7 @@ def resume(script, run, tmp_path):
 
 
 def saved_settings(script, run):
-    config = runs.config_from(script.Config, runs.load_config(run))
+    config = config_from(script.Config, load_config(run))
     return {name: getattr(config, name) for name in ("env", "seed", "total_timesteps", "checkpoint_interval")}
 
 
@@ -81,7 +87,7 @@ def stop_and_resume(script, tmp_path, number, stops, **settings):
             stopped += 1
         process.join()
         assert process.exitcode in (0, -signal.SIGKILL)
-        if checkpoint.exists() and runs.load_checkpoint(broken)["timestep"] >= settings["total_timesteps"]:
+        if checkpoint.exists() and load_checkpoint(broken)["timestep"] >= settings["total_timesteps"]:
             break
         process = FORK.Process(target=script.train, args=(resume(script, broken, tmp_path),))
         process.start()
@@ -144,8 +150,8 @@ def check_environment(name, vector, tmp_path):
     actions = [first.action_space.sample() for _ in range(300)]
     environments.reset_all(first, 7) if vector else first.reset(seed=7)
     play(first, actions[:130])
-    torch.save(env_states.read(first), tmp_path / "state")
-    env_states.write(second, torch.load(tmp_path / "state", weights_only=True))
+    torch.save(get_state(first), tmp_path / "state")
+    set_state(second, torch.load(tmp_path / "state", weights_only=True))
     for a, b in zip(play(first, actions[130:]), play(second, actions[130:]), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -165,8 +171,8 @@ class Unreadable(gym.Env):
 
 
 def test_an_environment_that_cannot_be_read_starts_anew_and_says_so(tmp_path, capsys):
-    with pytest.raises(env_states.UnreadableError, match="range_iterator"):
-        env_states.read(Unreadable())
+    with pytest.raises(UnreadableError, match="range_iterator"):
+        get_state(Unreadable())
     settings = {"img_dir": tmp_path, "total_timesteps": 512, "env": "mine"}
     epoch.train(epoch.Config(run_dir=tmp_path / "run", **settings), Unreadable)
     settings["total_timesteps"] = 1024
@@ -175,7 +181,7 @@ def test_an_environment_that_cannot_be_read_starts_anew_and_says_so(tmp_path, ca
 
 
 def test_a_compiled_run_goes_on_as_if_it_had_not_been_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(step, "COMPILE_PAYS_FROM", 0)
+    monkeypatch.setattr(step, "COMPILE_FROM", 0)
     settings = {"env": "Pendulum-v0", "total_timesteps": 20_000, "checkpoint_interval": 1_000}
     broken, whole = stop_and_resume(step, tmp_path, signal.SIGKILL, 1, **settings)
     assert_same(numbers(broken), numbers(whole))

@@ -1,5 +1,6 @@
 """What was saved is never damaged, and what is damaged is never loaded."""
 
+import hashlib
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 
 import pytest
 import torch
@@ -16,8 +18,10 @@ from conftest import EPOCH, EVALUATE, PROJECT, STEP, sealed
 
 import a2c_algorithm_epoch_update as epoch
 import a2c_algorithm_step_update as step
-import runs
-from utils import UsageError
+from environments import UsageError
+from training import Run, load_policy
+from training.checkpoint import FORMAT, load_checkpoint
+from training.cli import parse
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +31,16 @@ def finished(tmp_path_factory):
     config = epoch.Config(run_dir=folder / "run", img_dir=folder, total_timesteps=1024, checkpoint_interval=512)
     epoch.train(config)
     return folder / "run"
+
+
+def test_a_checkpoint_is_a_zip_file_and_nothing_else(finished):
+    """Its digest is the comment of the archive, not bytes behind it."""
+    content = (finished / "checkpoint.pt").read_bytes()
+    with zipfile.ZipFile(finished / "checkpoint.pt") as archive:
+        assert archive.testzip() is None
+        assert archive.comment == hashlib.sha256(content[:-32]).digest()
+    end = content.rindex(b"PK\x05\x06")  # end of central directory: 22 bytes and the comment
+    assert end + 22 + 32 == len(content)
 
 
 def replaced(rng, value):
@@ -73,9 +87,9 @@ def test_a_damaged_run_is_refused_and_left_alone(finished, tmp_path, seed, monke
     shutil.copytree(finished, run)
     what = damage(random.Random(seed), run)
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.name != "lock"}
-    monkeypatch.setattr(runs.Run, "__enter__", lambda self: pytest.fail(f"{what} was loaded"))
+    monkeypatch.setattr(Run, "__enter__", lambda self: pytest.fail(f"{what} was loaded"))
     with pytest.raises(UsageError) as refusal:
-        epoch.train(runs.parse(epoch.Config, ["--resume", str(run), "--total-timesteps", "2048", "--quiet"]))
+        epoch.train(parse(epoch.Config, ["--resume", str(run), "--total-timesteps", "2048", "--quiet"]))
     assert "\n" not in str(refusal.value)
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.name != "lock"} == before
 
@@ -85,10 +99,10 @@ def test_the_checkpoint_before_is_kept_and_can_be_put_in_place(finished, tmp_pat
     shutil.copytree(finished, run)
     (run / "checkpoint.pt").write_bytes(b"broken")
     with pytest.raises(UsageError, match=r"checkpoint.pt is damaged.*checkpoint_previous.pt, the one before"):
-        runs.load_policy(run)
+        load_policy(run)
     (run / "checkpoint_previous.pt").replace(run / "checkpoint.pt")
-    assert runs.load_checkpoint(run)["timestep"] == 512
-    resumed = epoch.train(runs.parse(epoch.Config, ["--resume", str(run), "--quiet", "--img-dir", str(tmp_path)]))
+    assert load_checkpoint(run)["timestep"] == 512
+    resumed = epoch.train(parse(epoch.Config, ["--resume", str(run), "--quiet", "--img-dir", str(tmp_path)]))
     assert resumed.timestep == 1024
     logs = [(folder / "episodes.csv").read_text().splitlines() for folder in (finished, run)]
     whole, repeated = ([row.rpartition(",")[0] for row in log] for log in logs)  # without the time on the clock
@@ -98,8 +112,8 @@ def test_the_checkpoint_before_is_kept_and_can_be_put_in_place(finished, tmp_pat
 def test_a_checkpoint_of_a_newer_version_is_refused_by_name(forked, finished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    state = runs.load_checkpoint(run)
-    (run / "checkpoint.pt").write_bytes(sealed(state | {"format": runs.CHECKPOINT_FORMAT + 1}))
+    state = load_checkpoint(run)
+    (run / "checkpoint.pt").write_bytes(sealed(state | {"format": FORMAT + 1}))
     for command in ((EVALUATE, run), (EPOCH, "--resume", run)):
         result = forked(*command)
         assert result.returncode == 2
@@ -107,6 +121,7 @@ def test_a_checkpoint_of_a_newer_version_is_refused_by_name(forked, finished, tm
         assert "checkpoint.pt was written by a newer version" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [EPOCH, STEP])
 def test_two_processes_do_not_share_a_run(forked, tmp_path, name):
     command = [sys.executable, PROJECT / name, "--total-timesteps", "10000000", "--run-dir", "run", "--no-compile"]
@@ -122,6 +137,7 @@ def test_two_processes_do_not_share_a_run(forked, tmp_path, name):
     assert forked(EVALUATE, "run", "--episodes", 1).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script_module", [epoch, step], ids=["epoch", "step"])
 def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(script_module, tmp_path):
     """No file can grow beyond a limit that falls in the middle of the run."""
@@ -129,26 +145,28 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(script_module, 
     settings = {"total_timesteps": 4000, "checkpoint_interval": 512}
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        f"sys.path.insert(0, {str(PROJECT)!r}); import runs, pathlib; import {script_module.__name__} as script;"
+        f"sys.path.insert(0, {str(PROJECT)!r}); import pathlib; from training import Run, cli;"
+        f"import {script_module.__name__} as script;"
         f"config = script.Config(run_dir=pathlib.Path({str(run)!r}), img_dir=pathlib.Path({str(tmp_path)!r}),"
-        f"env='CartPole-v1', **{settings!r}); save = runs.Run.save\n"
-        "def limited(run, *loop):\n"
-        "    save(run, *loop)\n"
+        f"env='CartPole-v1', **{settings!r}); save = Run.save\n"
+        "def limited(run, **loop):\n"
+        "    save(run, **loop)\n"
         "    if run.timestep > 1000:\n"
         "        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
-        "runs.Run.save = limited; runs.parse = lambda *args: config; runs.main(script.Config, script.train)"
+        "Run.save = limited; cli.parse = lambda *args: config; cli.main(script.Config, script.train)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     assert "cannot be written" in line
     assert f"the last checkpoint is {run / 'checkpoint.pt'}" in line
-    saved = runs.load_checkpoint(run)["timestep"]
+    saved = load_checkpoint(run)["timestep"]
     assert saved > 1000
-    config = runs.parse(script_module.Config, ["--resume", str(run), "--quiet", "--total-timesteps", str(saved + 512)])
+    config = parse(script_module.Config, ["--resume", str(run), "--quiet", "--total-timesteps", str(saved + 512)])
     assert config.resume == run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [EPOCH, STEP])
 def test_a_run_directory_that_goes_away_stops_the_run(tmp_path, name):
     flags = ["--total-timesteps", "10000000", "--checkpoint-interval", "512", "--run-dir", "run", "--no-compile"]
@@ -178,7 +196,7 @@ def test_a_disk_that_is_full_from_the_start_is_one_line(finished, tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (5, 5));"
         f"sys.path.insert(0, {str(PROJECT)!r});"
         f"sys.argv = ['script', '--resume', {str(run)!r}, '--total-timesteps', '9999'];"
-        "import a2c_algorithm_epoch_update as script, runs; runs.main(script.Config, script.train)"
+        "import a2c_algorithm_epoch_update as script; script.main(script.Config, script.train)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 1
@@ -193,7 +211,7 @@ def test_a_read_only_directory_is_refused(finished, tmp_path):
     shutil.copytree(finished, run)
     run.chmod(0o500)
     with pytest.raises(UsageError, match="cannot be written"):
-        epoch.train(runs.parse(epoch.Config, ["--resume", str(run)]))
+        epoch.train(parse(epoch.Config, ["--resume", str(run)]))
     run.chmod(0o700)
 
 
@@ -219,7 +237,7 @@ def test_evaluate_refuses_what_it_cannot_draw(forked, finished, tmp_path):
     for arguments, part in (
         (("--video", "film.avi"), "--video film.avi must end in .mp4"),
         (("--policy-map", "map.jpg"), "--policy-map map.jpg must end in .png"),
-        (("--video", "film.mp4", "--render"), "--video and --render exclude each other"),
+        (("--video", "film.mp4", "--render"), "--video and --render cannot be combined"),
     ):
         result = forked(EVALUATE, finished, *arguments)
         assert (result.returncode, part in result.stderr) == (2, True), result.stderr

@@ -1,7 +1,7 @@
-"""Many runs: train and score them in worker processes, and keep what came out as rows of CSV files.
+"""Many runs: train and evaluate them in worker processes, and keep the results as rows of CSV files.
 
-Each run is a process, so that one that fails costs itself alone, and has a directory of its own below
-`runs/experiments`, where a run that was interrupted is found again and goes on.
+Each run is a process, so that its failure does not affect the others, with a directory below `runs/experiments`, where
+an interrupted run is found again and continued.
 """
 
 import contextlib
@@ -21,23 +21,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from runs import commit, load_config, write_atomically
-from utils import UsageError
+from environments import UsageError
+from training.files import load_config, write_atomically
+from training.provenance import PROJECT, commit
 
-PROJECT = Path(__file__).parent
 DIRECTORY = Path("runs") / "experiments"
 EPISODES = 100
-"""Of an evaluation."""
+"""Episodes of an evaluation."""
 EVALUATION_SEED = 1_000
-"""Plus the run's: of environments that neither training nor another seed's evaluation plays."""
+"""The seed of an evaluation is this plus the seed of the run: training uses other ones."""
 POINTS = 50
-"""Of a learning curve."""
+"""Points of a learning curve."""
 WINDOW = 20
-"""Episodes of training whose mean return is a point of a learning curve."""
+"""A point of a learning curve is the mean return of this many training episodes."""
 
 
 class Task(NamedTuple):
-    """A run to train and to score."""
+    """A run to train and to evaluate."""
 
     script: str
     """Which update: step or epoch."""
@@ -73,8 +73,9 @@ def train_all(
 
     Args:
         workers: how many at once.
-        keep: called in this thread, as each run is through, with what `evaluate.py` says of it and its `commit`.
-        episodes: of its evaluation.
+        keep: called in this thread with each finished task and its evaluation, as `evaluate.py` prints it, with its
+            `commit`.
+        episodes: of an evaluation.
 
     Returns:
         How many failed.
@@ -100,7 +101,7 @@ def train_all(
                 now = through + sum(task.progress for future, task in going.items() if future.running())
                 bar.set_postfix_str(f"{len(tasks) - len(going)} of {len(tasks)} runs", refresh=False)
                 bar.update(now - bar.n)
-        except BaseException:  # Ctrl-C among them: what is going on is saved, what waits is not begun
+        except BaseException:  # also Ctrl-C: running processes save a checkpoint, waiting tasks are not started
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise

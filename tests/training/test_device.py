@@ -2,7 +2,6 @@
 
 import json
 import warnings
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,8 +9,8 @@ from conftest import EPOCH, EVALUATE
 from gymnasium import spaces
 
 import a2c_algorithm_epoch_update as epoch
-import distributed
 from environments import ActionMap, make_vector_env, reset_all
+from training import ranks
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: --device cuda was not run")
 SIZES = {"num_envs": 4, "sample_size": 32, "critic_updates": 2}
@@ -23,16 +22,17 @@ def test_everything_lives_on_the_device(name):
     """In place of a GPU, PyTorch's device of tensors without numbers: they cannot be read, nor mixed with others."""
     config = epoch.Config(env=name, device="meta", compile=False, **SIZES)
     learner = epoch.A2C(config, 3, ActionMap(SPACES[name]))
-    noise = learner.noise(8, 4)
+    noise = learner.actor.network.noise(8, 4)
     if not learner.action_map.continuous:
-        noise = epoch.hold(noise, 0.5)
+        noise = epoch.repeat_noise(noise, 0.5)
     observations, numbers = torch.zeros(8, 4, 3, device="meta"), torch.zeros(8, 4, device="meta")
     acted = [learner.act(seen, step_noise) for seen, step_noise in zip(observations, noise, strict=True)]
     actions = torch.stack([actions for actions, _ in acted])
     batch = epoch.Batch(observations, actions, numbers, observations, numbers, numbers)
     lr_scale = torch.ones((), device="meta")
-    states, returns, numbers = learner.update_actor(batch, lr_scale)
-    results = [states, returns, numbers, learner.update_critic(states, returns, lr_scale), *acted[0]]
+    states, returns, metrics = learner.update_actor(batch, lr_scale)
+    metrics |= learner.update_critic(states, returns, lr_scale)
+    results = [states, returns, *metrics.values(), *acted[0]]
     assert {tensor.device.type for tensor in results} == {"meta"}
 
 
@@ -40,20 +40,18 @@ def test_each_rank_has_a_gpu_of_its_own(monkeypatch):
     chosen = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setattr(distributed.dist, "init_process_group", lambda *args, **options: chosen.append(args))
+    monkeypatch.setattr(ranks.dist, "init_process_group", lambda *args, **options: chosen.append(args))
     for name, value in {"RANK": "5", "WORLD_SIZE": "8", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(distributed.atexit, "register", lambda function: None)
-    group = SimpleNamespace(group_name="all")
-    monkeypatch.setattr(distributed.dist.distributed_c10d, "_get_default_group", lambda: group)
+    monkeypatch.setattr(ranks.atexit, "register", lambda function: None)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    distributed.Ranks.started("cuda")
+    ranks.Ranks.started("cuda")
     assert chosen == [1, ("cpu:gloo,cuda:nccl",)]
-    with pytest.raises(distributed.RankError, match="rank 5 needs a GPU of its own"):
-        distributed.Ranks.started("cuda:0")
+    with pytest.raises(ranks.RankError, match="rank 5 needs a GPU of its own"):
+        ranks.Ranks.started("cuda:0")
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(distributed.RankError, match="no more ranks than GPUs"):
-        distributed.Ranks.started("cuda")
+    with pytest.raises(ranks.RankError, match="no more ranks than GPUs"):
+        ranks.Ranks.started("cuda")
 
 
 @needs_gpu

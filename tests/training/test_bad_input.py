@@ -13,6 +13,10 @@ import pytest
 import torch
 from conftest import EPOCH, EVALUATE, PROJECT, STEP, sealed
 
+from training.checkpoint import FORMAT
+
+pytestmark = pytest.mark.slow
+
 NAN_ENV = """
 import time, gymnasium as gym, numpy as np
 from gymnasium import spaces
@@ -219,7 +223,7 @@ def test_evaluate_says_what_is_wrong(forked, tmp_path):
         checkpoint.write_bytes(broken)
         refused(forked(EVALUATE, "run"), 2, "checkpoint.pt")
     settings = zlib.crc32((tmp_path / "run" / "config.json").read_bytes())
-    checkpoint.write_bytes(sealed({"format": 2, "config": settings, "actor": {}, "obs_normalizer": {}}))
+    checkpoint.write_bytes(sealed({"format": FORMAT, "config": settings, "actor": {}, "obs_normalizer": {}}))
     refused(forked(EVALUATE, "run"), 2, "does not fit")
     logs = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.csv")}
     refused(forked(EPOCH, "--resume", "run"), 2, "does not fit")

@@ -9,9 +9,11 @@ from conftest import EPOCH, PROJECT
 
 import a2c_algorithm_epoch_update as epoch
 import a2c_algorithm_step_update as step
-import runs
 from benchmarks import mujoco
-from experiments import read_csv
+from training.experiments import read_csv
+from training.settings import preset
+
+pytestmark = pytest.mark.slow
 
 CONFIGS = {config.script: config for config in (epoch.Config, step.Config)}
 PRESETS = tomllib.loads((PROJECT / "presets.toml").read_text())
@@ -40,9 +42,9 @@ def test_every_gain_that_is_written_beside_a_preset_is_what_the_results_say():
 
 @pytest.mark.parametrize("env", ["Swimmer-v4", "Swimmer-v5", "gymnasium.envs.mujoco:Swimmer-v4"])
 def test_an_environment_has_its_own_settings_whatever_its_version(env):
-    assert runs.preset("epoch", env) == PRESETS["epoch"]["Swimmer"]
-    assert runs.preset("epoch", "Ant-v5") == PRESETS["epoch"]["Ant HalfCheetah Humanoid"]
-    assert runs.preset("epoch", "HumanoidStandup-v4") == runs.preset("epoch", "Mine-v0") == {}
+    assert preset("epoch", env) == PRESETS["epoch"]["Swimmer"]
+    assert preset("epoch", "Ant-v5") == PRESETS["epoch"]["Ant HalfCheetah Humanoid"]
+    assert preset("epoch", "HumanoidStandup-v4") == preset("epoch", "Mine-v0") == {}
 
 
 @pytest.mark.parametrize(

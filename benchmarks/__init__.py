@@ -1,0 +1,1 @@
+"""What measures the published tables and figures."""

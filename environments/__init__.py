@@ -1,0 +1,26 @@
+"""Environments, with flat observations and one interface for all.
+
+`ActionMap` turns the actions that an actor samples into those of the environment. Vector environments never reset by
+themselves (`AutoresetMode.DISABLED`): what `step` returns is always the true successor state, also at the end of an
+episode. Importing this package registers Pendulum-v0.
+"""
+
+from environments.actions import ActionMap
+from environments.errors import UsageError, first_line
+from environments.making import EnvFn, make_env, make_vector_env, reset_all, to_tensor
+from environments.pendulum import PENDULUM_V0
+from environments.shaping import load_shaping, shaping_reward
+
+__all__ = [
+    "PENDULUM_V0",
+    "ActionMap",
+    "EnvFn",
+    "UsageError",
+    "first_line",
+    "load_shaping",
+    "make_env",
+    "make_vector_env",
+    "reset_all",
+    "shaping_reward",
+    "to_tensor",
+]

@@ -1,0 +1,74 @@
+"""From the actions that an actor samples to those of an environment."""
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from environments.errors import UsageError
+
+
+class ActionMap(nn.Module):
+    """Maps the actions that an actor samples to actions that the environment accepts.
+
+    Continuous actions: an entry whose range is finite on both sides is scaled from [-1, 1] to the range, then clipped
+    to it. Other entries are not scaled, only clipped to a finite bound, if there is one. Discrete actions: values
+    counted from 0 are shifted to the first value of the space.
+
+    Args:
+        space: the action space.
+        env_id: for the error message.
+
+    Attributes:
+        continuous: whether the actions are continuous.
+        size: number of entries of an action, A.
+        bounded: continuous actions: whether the range of each entry is finite, (A,); else empty.
+        nvec: discrete actions: number of values of each entry, (A,); else empty.
+
+    Raises:
+        UsageError: the space is not supported.
+    """
+
+    offset: Tensor
+    scale: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, space: spaces.Space, env_id: str = "") -> None:
+        super().__init__()
+        self.shape = space.shape or ()
+        self.continuous = isinstance(space, spaces.Box)
+        self.bounded: list[bool] = []
+        self.nvec: list[int] = []
+        offset: np.ndarray = np.zeros(1, dtype=np.int64)
+        if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+            low, high = space.low.astype(np.float64).ravel(), space.high.astype(np.float64).ravel()
+            bounded = np.isfinite(low) & np.isfinite(high)
+            # The inner `where` avoid inf - inf.
+            scale = np.where(bounded, (np.where(bounded, high, 0) - np.where(bounded, low, 0)) / 2, 1)
+            offset = np.where(bounded, (np.where(bounded, high, 0) + np.where(bounded, low, 0)) / 2, 0)
+            for name, array in (("low", low), ("high", high), ("scale", scale)):
+                self.register_buffer(name, torch.from_numpy(array.astype(space.dtype)))
+            self.bounded = bounded.tolist()
+        elif isinstance(space, spaces.Discrete):
+            self.nvec, offset = [int(space.n)], np.array([space.start])
+        elif isinstance(space, spaces.MultiDiscrete):
+            self.nvec, offset = space.nvec.ravel().tolist(), space.start.ravel()
+        elif isinstance(space, spaces.MultiBinary):
+            self.nvec = [2] * int(np.prod(space.shape))
+        else:
+            raise UsageError(
+                f"--env {env_id} has the action space {space}, which is not supported;"
+                " use Box (of floats), Discrete, MultiDiscrete or MultiBinary"
+            )
+        self.size = len(self.nvec or self.bounded)
+        self.register_buffer("offset", torch.from_numpy(offset.astype(space.dtype)))
+
+    def forward(self, actions: Tensor) -> Tensor:
+        """Map actions (..., A) of the actor to those of the environment, (..., *action shape), in its data type."""
+        actions = actions.to(self.offset.dtype)
+        if self.continuous:
+            actions = (self.offset + self.scale * actions).clamp(self.low, self.high)
+        else:
+            actions = actions + self.offset
+        return actions.reshape((*actions.shape[:-1], *self.shape))

@@ -1,0 +1,115 @@
+"""Making environments by id, one or many that are stepped together."""
+
+import difflib
+import importlib
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from torch import Tensor
+
+from environments.actions import ActionMap
+from environments.envpool import EnvPoolVectorEnv
+from environments.errors import UsageError, first_line
+from environments.pendulum import PENDULUM_V0
+
+# Old versions are used on purpose: results of Hopper-v4 and Hopper-v5 are not comparable.
+warnings.filterwarnings("ignore", message="(?s).*is out of date", category=DeprecationWarning)
+
+EnvFn = Callable[[], gym.Env]
+# With the versions -v2 and -v3, which need mujoco-py and cannot run.
+MUJOCO_IDS = {i for i, spec in gym.registry.items() if "gymnasium.envs.mujoco" in str(spec.entry_point)}
+
+
+def make_env(env_id: str, env_fn: EnvFn | None = None, **kwargs: Any) -> gym.Env:
+    """Make one environment whose observations are flat vectors.
+
+    Args:
+        env_id: a registered id, or `module:Id-v0` to first import `module`, which registers it.
+        env_fn: makes the environment instead, if it is not registered; `env_id` is then only its name.
+        kwargs: for the environment's constructor, e.g. `render_mode`.
+
+    Raises:
+        UsageError: there is no such environment, it cannot be made, or its spaces are not supported.
+    """
+    if env_fn is None:
+        check_env_id(env_id)
+    try:
+        env = env_fn() if env_fn else gym.make(env_id, disable_env_checker=True, **kwargs)
+    except Exception as error:  # a constructor can raise anything
+        raise UsageError(f"--env {env_id} cannot be made: {first_line(error)}") from error
+    if not isinstance(env.observation_space, spaces.Box) or len(env.observation_space.shape) != 1:
+        if not env.observation_space.is_np_flattenable:
+            raise UsageError(
+                f"--env {env_id} has the observation space {env.observation_space}, which cannot be flattened;"
+                " use Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple"
+            )
+        env = gym.wrappers.FlattenObservation(env)
+    ActionMap(env.action_space, env_id)  # raises if the action space is not supported
+    return env
+
+
+def make_vector_env(env_id: str, num_envs: int, env_fn: EnvFn | None = None, backend: str = "sync") -> VectorEnv:
+    """Make `num_envs` copies of an environment that are stepped together; see `make_env` for arguments and errors.
+
+    Where an episode has ended the caller resets, by `reset(options={"reset_mask": done})`.
+
+    Args:
+        backend: sync, one after the other in this process, or envpool, in C++ on all cores.
+    """
+    if backend == "envpool":
+        if env_fn:
+            raise UsageError("--vector-backend envpool has only environments of its own, and no env_fn; use sync")
+        make_env(env_id).close()  # for its error messages; and evaluation uses the environment without EnvPool
+        return EnvPoolVectorEnv(env_id, num_envs)
+    if env_fn is None and env_id == PENDULUM_V0:  # in NumPy, faster than SyncVectorEnv
+        return gym.make_vec(env_id, num_envs, "vector_entry_point", autoreset_mode=AutoresetMode.DISABLED)
+    return SyncVectorEnv([lambda: make_env(env_id, env_fn)] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
+
+
+def reset_all(envs: VectorEnv, seed: int, first: int = 0) -> np.ndarray:
+    """Start an episode in every environment, with seeds that are hashed: with seed + i, runs 0 and 1 would share some.
+
+    Args:
+        first: index of the first of these environments among those of all ranks.
+
+    Returns:
+        The first observations, (N, D).
+    """
+    seeds = np.random.SeedSequence(seed).generate_state(first + envs.num_envs)[first:].tolist()
+    return envs.reset(seed=seeds)[0]
+
+
+def to_tensor(values: Any, device: str) -> Tensor:
+    """Values from an environment, of any numeric type, as a floating-point tensor for the networks.
+
+    For a GPU they are copied to pinned memory first, which lets the transfer run without blocking the CPU.
+    """
+    tensor = torch.from_numpy(np.array(values, dtype=np.float32))
+    if device.startswith("cuda"):
+        tensor = tensor.pin_memory()
+    return tensor.to(device, torch.get_default_dtype(), non_blocking=True)
+
+
+def check_env_id(env_id: str) -> None:
+    """Raise a `UsageError` that suggests the right id, if this one is not registered or cannot run."""
+    module, _, name = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except Exception as error:
+            raise UsageError(f"--env {env_id}: module {module!r} cannot be imported: {first_line(error)}") from error
+    base, _, version = name.rpartition("-v")
+    if f"{base}-v4" in MUJOCO_IDS and version in ("0", "1", "2", "3"):
+        raise UsageError(f"--env {name} needs mujoco-py, which is no longer maintained; use --env {base}-v4")
+    if name not in gym.registry:
+        runnable = [i for i in gym.registry if not re.search("-v[23]$", i) or i[:-1] + "4" not in MUJOCO_IDS]
+        nearest = difflib.get_close_matches(name, runnable, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(nearest)}?" if nearest else "see gymnasium.pprint_registry() for all ids"
+        raise UsageError(f"--env {env_id} is not a registered environment; {hint}")

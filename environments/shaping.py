@@ -1,0 +1,85 @@
+"""Potential-based reward shaping."""
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from environments.errors import UsageError, first_line
+
+Potential = Callable[[np.ndarray], np.ndarray]
+
+
+def mountain_car_potential(observations: np.ndarray) -> np.ndarray:
+    """Potential of MountainCar: its mechanical energy, scaled so that it rises by about 50 in a successful episode.
+
+    The car must gain energy to leave the valley, whichever direction it is moving in.
+
+    Args:
+        observations: position and velocity, (N, 2).
+    """
+    position, velocity = observations[:, 0].astype(np.float64), observations[:, 1].astype(np.float64)
+    # The force of the slope is -0.0025 cos(3 x), so the potential energy of a unit mass is 0.0025 / 3 sin(3 x).
+    return 30_000 * (velocity**2 / 2 + 0.0025 / 3 * np.sin(3 * position))
+
+
+BUILT_IN_POTENTIALS: dict[str, Potential] = {
+    "MountainCar-v0": mountain_car_potential,
+    "MountainCarContinuous-v0": mountain_car_potential,
+}
+
+
+def load_shaping(name: str | None, env_id: str, gamma: float) -> Callable[..., np.ndarray] | None:
+    """`shaping_reward` with the potential that `--reward-shaping` names; None if it names none.
+
+    Args:
+        name: `built-in`, or your own `module:function`.
+        env_id: of the environment.
+        gamma: the discount factor.
+
+    Raises:
+        UsageError: the environment has no built-in potential, or the function cannot be imported.
+    """
+    if not name:
+        return None
+    if name == "built-in":
+        if env_id not in BUILT_IN_POTENTIALS:
+            raise UsageError(
+                f"--reward-shaping: {env_id} has no built-in potential (only {' and '.join(BUILT_IN_POTENTIALS)} do);"
+                " give your own as module:function"
+            )
+        return functools.partial(shaping_reward, potential=BUILT_IN_POTENTIALS[env_id], gamma=gamma)
+    module, _, function = name.partition(":")
+    try:
+        potential = getattr(importlib.import_module(module), function)
+    except Exception as error:  # importing a module can raise anything
+        raise UsageError(f"--reward-shaping {name}: {first_line(error)}; give built-in or module:function") from error
+    if not callable(potential):
+        raise UsageError(f"--reward-shaping {name} is not a function; give built-in or module:function")
+    return functools.partial(shaping_reward, potential=potential, gamma=gamma)
+
+
+def shaping_reward(
+    observations: np.ndarray, next_observations: np.ndarray, terminated: Any, *, potential: Potential, gamma: float
+) -> np.ndarray:
+    """The shaping reward F = gamma * phi(s') - phi(s), which does not change the optimal policy.
+
+    The potential of a terminal state is 0. Source: Ng, Harada and Russell 1999, "Policy invariance under reward
+    transformations", section 3; for terminal states: Grzes 2017, "Reward shaping in episodic reinforcement learning".
+
+    Args:
+        observations, next_observations: s and s', (..., D), not normalized.
+        terminated: 1 or 0, (...).
+        potential: maps observations (N, D) to potentials (N,).
+        gamma: the discount factor.
+
+    Returns:
+        The rewards to add, (...).
+    """
+    terminated = np.asarray(terminated)
+    phi, next_phi = (
+        potential(o.reshape(-1, o.shape[-1])).reshape(terminated.shape) for o in (observations, next_observations)
+    )
+    return gamma * next_phi * (1.0 - terminated) - phi

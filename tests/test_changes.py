@@ -1,0 +1,123 @@
+"""Changes that a reader may want to make are possible where they expect it: in the script and in networks.py."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import nn
+from torch.distributions import Beta, Independent
+
+import a2c_algorithm_epoch_update as epoch
+import a2c_algorithm_step_update as step
+import training.policy
+from environments import ActionMap
+from networks import Actor, Critic, FlatNetwork, GaussianActor, NetworkSettings, mlp
+from training import compile_methods, evaluate, load_policy
+
+
+class TorchOptimizer:
+    """An optimizer of PyTorch in place of the script's own."""
+
+    def __init__(self, theta):
+        self.theta, self.adam = theta, torch.optim.Adam([theta], lr=1e-2)
+        self.state_dict, self.load_state_dict = self.adam.state_dict, self.adam.load_state_dict
+
+    def step(self, gradient, lr_scale):
+        self.theta.grad = gradient
+        self.adam.step()
+        return gradient.norm()
+
+
+def test_an_optimizer_of_pytorch_works_and_is_said_not_to_compile(capsys):
+    learners = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        learner = epoch.A2C(epoch.Config(hidden_sizes=(8,), compile=False), 3, ActionMap(spaces.Box(-1, 1, (1,))))
+        learner.critic_optimizer = TorchOptimizer(learner.critic.theta)
+        if compiled:
+            compile_methods(learner, "update_critic")
+        for _ in range(3):
+            learner.update_critic(torch.ones(4, 2, 3), torch.ones(4, 2), torch.tensor(1.0))
+        learners.append(learner)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("update_critic is not compiled, and slower: ")
+    assert "torch.optim" in line
+    torch.testing.assert_close(learners[0].critic.theta, learners[1].critic.theta)
+    assert learners[0].critic_optimizer.state_dict()["state"][0]["step"] == 3
+
+
+class ScaledBeta(Beta):
+    """On [-1, 1]."""
+
+    @property
+    def mode(self):
+        return 2 * super().mode - 1
+
+    def sample(self, sample_shape=()):
+        return 2 * super().sample(sample_shape).clamp(1e-6, 1 - 1e-6) - 1
+
+    def log_prob(self, value):
+        return super().log_prob((value + 1) / 2) - np.log(2)
+
+
+class BetaActor(Actor):
+    """Has no noise that could be drawn beforehand."""
+
+    def __init__(self, observation_size, nvec, bounded, settings):
+        super().__init__()
+        self.net = mlp(observation_size, 2 * len(bounded), settings, last_gain=0.01)
+
+    def forward(self, observations):
+        alpha, beta = (1 + nn.functional.softplus(self.net(observations))).chunk(2, dim=-1)
+        return Independent(ScaledBeta(alpha, beta, validate_args=False), 1)
+
+
+@pytest.mark.parametrize("script", [epoch, step], ids=["epoch", "step"])
+def test_an_actor_may_sample_by_itself(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "make_actor", BetaActor)
+    monkeypatch.setattr(training.policy, "make_actor", BetaActor)
+    settings = {"total_timesteps": 1024, "run_dir": tmp_path / "run", "img_dir": tmp_path, "quiet": True}
+    run = script.train(script.Config(**settings))
+    policy, env_id = load_policy(run.directory)
+    scores = [evaluate(p, env_id, episodes=2, seed=0, stochastic=True) for p in (policy, run.policy)]
+    assert scores[0] == scores[1]
+
+
+class ActorCritic(nn.Module):
+    """Two networks with the same hidden layers."""
+
+    def __init__(self, observation_size, settings):
+        super().__init__()
+        self.actor, self.critic = GaussianActor(observation_size, [True], settings), Critic(observation_size, settings)
+        *trunk, _ = self.actor.mean
+        self.critic.value = nn.Sequential(*trunk, self.critic.value[-1])
+
+    def forward(self, observations):
+        return self.actor(observations), self.critic(observations)
+
+
+def test_actor_and_critic_may_share_layers():
+    """In one vector of parameters, with one gradient; each loads its own from what is saved."""
+    torch.manual_seed(0)
+    settings = NetworkSettings(hidden_sizes=(8, 8))
+    network = FlatNetwork(ActorCritic(3, settings))
+    separate = sum(p.numel() for net in (network.network.actor, network.network.critic) for p in net.parameters())
+    trunk = 3 * 8 + 8 + 8 * 8 + 8
+    assert len(network.theta) == separate - trunk
+    observations, actions = torch.randn(5, 3), torch.randn(5, 1)
+    pi, values = network(observations)
+    loss = -pi.log_prob(actions).mean() + values.square().mean()
+    (gradient,) = torch.autograd.grad(loss, network.theta)
+    reference = copy.deepcopy(network.network)
+    pi, values = reference(observations)
+    (-pi.log_prob(actions).mean() + values.square().mean()).backward()
+    torch.testing.assert_close(gradient, torch.cat([p.grad.flatten() for p in reference.parameters()]))
+    with torch.no_grad():
+        network.theta.sub_(0.1 * gradient)
+    actor, critic = GaussianActor(3, [True], settings), Critic(3, settings)
+    actor.load_state_dict(network.network.actor.state_dict())
+    critic.load_state_dict(network.network.critic.state_dict())
+    torch.testing.assert_close(actor(observations).mode, network(observations)[0].mode)
+    torch.testing.assert_close(critic(observations), network(observations)[1])

@@ -1,0 +1,167 @@
+"""The command line of the scripts."""
+
+import ast
+import contextlib
+import ctypes
+import dataclasses
+import inspect
+import io
+import itertools
+import os
+import signal
+import sys
+import textwrap
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import torch
+import tyro
+
+from environments import UsageError
+from networks import NetworkSettings
+from training.errors import TrainingError
+from training.files import load_config
+from training.policy import evaluate
+from training.ranks import RankError
+from training.run import Run
+from training.settings import ConfigType, RunSettings, config_from, preset
+
+CHANGEABLE = ("total_timesteps", "img_dir", "quiet")
+"""Settings that a resumed run may change."""
+
+
+def parse(config_class: type[ConfigType], args: list[str]) -> ConfigType:
+    """Parse the flags of a script. Defaults are those of the resumed run, else of the preset, else of the class.
+
+    Raises:
+        UsageError: an argument that is not understood, or that a resumed run cannot change.
+    """
+    # A bare --reward-shaping means the built-in potential.
+    for i in reversed(range(len(args))):
+        if args[i].replace("_", "-") == "--reward-shaping" and (i + 1 == len(args) or args[i + 1].startswith("--")):
+            args = [*args[: i + 1], "built-in", *args[i + 1 :]]
+    config = grouped_cli(config_class, args, config_class())
+    if config.resume:
+        saved = load_config(config.resume)
+        if saved["script"] != config_class.script:
+            raise UsageError(
+                f"--resume {config.resume} is a run of the {saved['script']} update;"
+                f" use a2c_algorithm_{saved['script']}_update.py"
+            )
+        default = dataclasses.replace(config_from(config_class, saved), resume=config.resume)
+        config = grouped_cli(config_class, args, default)
+        for field in dataclasses.fields(config):
+            if field.name not in CHANGEABLE:
+                same = getattr(config, field.name) == getattr(default, field.name)
+                config.check(field.name, same, "cannot be changed when a run is resumed; remove the flag")
+    elif config.preset:
+        config = grouped_cli(config_class, args, config_class.for_env(config.env))
+    return config
+
+
+def grouped_cli(config_class: type[ConfigType], args: list[str], default: ConfigType) -> ConfigType:
+    """`tyro.cli` for the settings of a script, in groups: the algorithm's, the networks', the run's."""
+    names, network_names, run_names = (
+        [field.name for field in dataclasses.fields(cls)] for cls in (config_class, NetworkSettings, RunSettings)
+    )
+    groups = {
+        "algorithm": [name for name in names if name not in run_names],
+        "networks": network_names,
+        "run": [name for name in run_names if name not in network_names],
+    }
+    types, docs = typing.get_type_hints(config_class), attribute_docstrings(config_class)
+
+    def group(title: str) -> Any:
+        fields = [
+            (name, Annotated[types[name], tyro.conf.arg(help=docs[name])], getattr(default, name))
+            for name in groups[title]
+        ]
+        return dataclasses.make_dataclass(title, fields, frozen=True)
+
+    grouped = [(title, cls := group(title), cls()) for title in groups]
+    everything = dataclasses.make_dataclass("Settings", grouped, frozen=True)
+    options = {"config": (tyro.conf.OmitArgPrefixes,), "description": inspect.getdoc(config_class)}
+    parsed = tyro_cli(everything, args, **options)
+    return config_class(**{name: value for title in groups for name, value in vars(getattr(parsed, title)).items()})
+
+
+def attribute_docstrings(cls: type) -> dict[str, str]:
+    """The string below each annotated attribute in the source of a dataclass and its bases, by the attribute's name."""
+    docs: dict[str, str] = {}
+    for base in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
+        definition: Any = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        for statement, following in itertools.pairwise(definition.body):
+            if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
+                docs[ast.unparse(statement.target)] = " ".join(ast.literal_eval(following.value).split())
+    return docs
+
+
+def tyro_cli(config_class: Any, args: list[str], **options: Any) -> Any:
+    """`tyro.cli`, with its error messages, which it prints in a box, as a `UsageError` of one line."""
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(config_class, args=args, **options)
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        # tyro prints a title, then the message, in a box or below a line, then more; only the message is kept.
+        lines = [line.strip("│ ") for line in errors.getvalue().splitlines()[1:]]
+        lines = list(itertools.dropwhile(lambda line: not line.strip("-"), lines))
+        message = " ".join(itertools.takewhile(lambda line: line.strip("─╰╯-"), lines))
+        raise UsageError(f"{message.rstrip('.')}; --help lists the flags") from None
+
+
+def main(config_class: type[ConfigType], train: Callable[[ConfigType], Run]) -> None:
+    """Run a script from the command line: train, print where the run is and the score of its policy, and exit."""
+    torch.set_num_threads(1)  # for small networks, handing work to threads takes longer than the work
+    keep_memory()
+    try:
+        config = parse(config_class, sys.argv[1:])
+        if config.script == "step" and os.environ.get("WORLD_SIZE", "1") != "1":
+            raise UsageError("the step update is a single process: start it without torchrun, or use the epoch update")
+        settings = preset(config.script, config.env) if config.preset and not config.resume else {}
+        if settings and not config.quiet:
+            shown = ", ".join(f"{name} {getattr(config, name)}" for name in settings)
+            print(f"settings for {config.env} (--no-preset for the defaults): {shown}")
+        run = train(config)
+        if run.config.quiet:
+            sys.exit(run.exit_status)
+        print(f"run: {run.directory}\nplot: {run.image_path}")
+        if run.exit_status:
+            print(f"interrupted at timestep {run.timestep}; continue with --resume {run.directory}")
+        else:
+            # Seeds that training does not use.
+            score = evaluate(run.policy, run.config.env, episodes=20, seed=run.config.seed + 1_000_000)
+            print(
+                f"score: {score['mean_return']:.1f} +- {score['std_return']:.1f} over 20 episodes of the final policy"
+            )
+    except UsageError as error:
+        fail(error, 2)
+    except (TrainingError, RankError) as error:
+        fail(error, 1)
+    except KeyboardInterrupt as stop:
+        fail(stop, getattr(stop, "exit_status", 128 + signal.SIGINT))
+    except OSError as error:  # a disk that is full before training has begun, for example
+        fail(TrainingError(f"{error.filename or 'a file'} cannot be written: {error.strerror}"), 1)
+    sys.exit(run.exit_status)
+
+
+def keep_memory() -> None:
+    """Let glibc, if it is the C library, keep up to 256 MiB of freed memory for the next allocation.
+
+    By default it returns the memory of an update's tensors to the system, and requests it again in the next update,
+    which takes two thirds as long as the update itself.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD, the largest value allowed
+        libc.mallopt(-1, 256 * 2**20)  # M_TRIM_THRESHOLD
+
+
+def fail(error: BaseException, status: int) -> NoReturn:
+    """End the process with one line on standard error, in one write: several ranks may write at once."""
+    sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split()) or 'interrupted'}\n")
+    sys.exit(status)

@@ -1,0 +1,50 @@
+"""SIGINT and SIGTERM during training."""
+
+import contextlib
+import signal
+from typing import Any
+
+from training.errors import StoppedError
+
+GRACE = 0.5
+"""Seconds that the run waits for `env.step` after the first signal, before it stops in the middle of an update."""
+HAS_TIMER = hasattr(signal, "setitimer")
+
+
+class Interrupts:
+    """Handles SIGINT and SIGTERM: the first one asks the run to stop after the update, a second one stops it at once.
+
+    If the environment does not return from a step within `GRACE` seconds of the first one, a timer stops the run.
+
+    Attributes:
+        status: 0, or 128 + the number of the first signal.
+    """
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.previous: dict[int, Any] = {}
+
+    def install(self) -> None:
+        """Handle signals from now on; does nothing outside of the main thread, where Python does not allow it."""
+        with contextlib.suppress(ValueError):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.previous[number] = signal.signal(number, self._handle)
+
+    def uninstall(self) -> None:
+        """Restore the previous handlers."""
+        self.set_timer(0)
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def set_timer(self, seconds: float = GRACE) -> None:
+        """After a signal: stop the run in so many seconds; 0 cancels that. Before a signal: do nothing."""
+        if self.status and HAS_TIMER:  # before a signal, the timer may be the caller's
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.status:  # a second signal, or the timer
+            raise StoppedError("stopped in the middle of an update", self.status)
+        self.status = 128 + number
+        if HAS_TIMER:
+            self.previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._handle)
+        self.set_timer()

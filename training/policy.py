@@ -1,0 +1,129 @@
+"""The trained policy: acting, loading and evaluating."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import nn
+
+import environments
+from environments import ActionMap, EnvFn
+from networks import Critic, make_actor
+from training.checkpoint import fitting, load_checkpoint
+from training.files import load_config
+from training.settings import RunSettings, config_from
+from utils import ObservationNormalizer
+
+
+class Policy:
+    """An actor, with the observation normalizer before it and the action map after it.
+
+    Args:
+        actor: maps normalized observations (N, D) to a distribution.
+        normalizer: is not updated.
+        action_map: from the output of the actor to the environment's actions.
+    """
+
+    def __init__(self, actor: nn.Module, normalizer: ObservationNormalizer, action_map: ActionMap) -> None:
+        self.actor = actor
+        self.normalizer = normalizer
+        self.action_map = action_map
+        self.device = next(actor.parameters()).device
+
+    @torch.no_grad()
+    def __call__(self, observations: np.ndarray, stochastic: bool = False) -> np.ndarray:
+        """The environments' actions for observations (N, D): the mode of the policy, or a sample."""
+        distribution = self.actor(self.normalizer.normalize(torch.as_tensor(observations, device=self.device)))
+        actions = distribution.sample() if stochastic else distribution.mode
+        return self.action_map(actions).cpu().numpy()
+
+
+def load_policy(directory: Path) -> tuple[Policy, str]:
+    """The policy of a run, finished or not, and the id of its environment.
+
+    Raises:
+        UsageError: the directory holds no run, or its files are damaged.
+    """
+    config, state = config_from(RunSettings, load_config(directory)), load_checkpoint(directory)
+    env = environments.make_env(config.env)
+    observation_size = spaces.flatdim(env.observation_space)
+    action_map = ActionMap(env.action_space)
+    with fitting(directory):
+        actor = make_actor(observation_size, action_map.nvec, action_map.bounded, config)
+        actor.load_state_dict(state["actor"])
+        normalizer = ObservationNormalizer(observation_size)
+        normalizer.load_state_dict(state["obs_normalizer"])
+    return Policy(actor, normalizer, action_map), config.env
+
+
+def load_critic(directory: Path, policy: Policy) -> Callable[[np.ndarray], np.ndarray]:
+    """The critic of a run, as a function from observations (N, D) to values (N,).
+
+    Args:
+        directory: of the run.
+        policy: of the same run.
+    """
+    config, state = config_from(RunSettings, load_config(directory)), load_checkpoint(directory)
+    critic = Critic(len(policy.normalizer.mean), config)
+    with fitting(directory):
+        critic.load_state_dict(state["critic"])
+
+    @torch.no_grad()
+    def value(observations: np.ndarray) -> np.ndarray:
+        return critic(policy.normalizer.normalize(torch.as_tensor(observations))).numpy()
+
+    return value
+
+
+def evaluate(
+    policy: Policy,
+    env_id: str,
+    episodes: int,
+    seed: int,
+    stochastic: bool = False,
+    env_fn: EnvFn | None = None,
+    num_envs: int = 20,
+) -> dict[str, Any]:
+    """Play whole episodes with a policy; returns are sums of the environment's own rewards.
+
+    The episodes are divided among the environments beforehand: taking the first ones to end would favor short ones.
+
+    Args:
+        policy: is not changed.
+        env_id: of the environment.
+        episodes: to play.
+        seed: of the environments and of sampled actions; torch's global generator is restored afterwards.
+        stochastic: sample actions instead of taking the mode.
+        env_fn: makes the environment, if it is not registered.
+        num_envs: environments that are stepped together, at most one an episode.
+
+    Returns:
+        `env`, `episodes`, `mean_return`, `std_return`, `min_return`.
+    """
+    num_envs = min(episodes, num_envs)
+    remaining = np.array([len(range(i, episodes, num_envs)) for i in range(num_envs)])
+    envs = environments.make_vector_env(env_id, num_envs, env_fn)
+    observations = environments.reset_all(envs, seed)
+    current, returns = np.zeros(num_envs), []
+    with torch.random.fork_rng([policy.device] if policy.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        while remaining.any():
+            observations, rewards, terminated, truncated, _ = envs.step(policy(observations, stochastic))
+            done = terminated | truncated
+            current += rewards
+            if done.any():
+                returns += current[done & (remaining > 0)].tolist()
+                remaining[done] = np.maximum(remaining[done] - 1, 0)
+                current[done] = 0.0
+                observations, _ = envs.reset(options={"reset_mask": done})
+    envs.close()
+    return {
+        "env": env_id,
+        "episodes": episodes,
+        "mean_return": float(np.mean(returns)),
+        "std_return": float(np.std(returns)),
+        "min_return": float(np.min(returns)),
+    }

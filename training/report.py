@@ -1,0 +1,35 @@
+"""The error message of a run that failed."""
+
+import contextlib
+import tempfile
+import traceback
+from pathlib import Path
+
+from environments import first_line
+from training.errors import DISK_ERRORS, StoppedError, TrainingError
+
+
+def failure(error: BaseException, directory: Path, img_dir: Path, rank: int) -> str:
+    """Describe, in one line, why a run failed; the traceback of an unexpected error is written to a file.
+
+    Args:
+        error: what ended the run.
+        directory: of the run; the traceback goes into its `error.txt`.
+        img_dir: the directory of images.
+        rank: of this process; of another one than 0 the traceback goes into a temporary file.
+    """
+    what = first_line(error)
+    if isinstance(error, OSError):
+        own = str(error.filename).startswith((str(directory), str(img_dir)))
+        if error.errno in DISK_ERRORS or own:
+            return f"{error.filename or directory} cannot be written: {error.strerror}"
+    if isinstance(error, (TrainingError, StoppedError)):
+        return what
+    what = f"{type(error).__name__}: {what}"
+    with contextlib.suppress(OSError):  # the directory may be gone, or the disk full
+        path = directory / "error.txt"
+        if rank:
+            path = Path(tempfile.mkstemp(".txt", f"error_rank{rank}_")[1])
+        path.write_text("".join(traceback.format_exception(error)))
+        what += f" (traceback in {path})"
+    return what

@@ -1,0 +1,97 @@
+"""Settings of a run: the dataclass that the scripts' `Config` extends, presets, and reading them back."""
+
+import dataclasses
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+import torch
+
+from environments import UsageError, first_line
+from networks import NetworkSettings
+
+PRESETS = Path(__file__).parent.parent / "presets.toml"
+PATHS = ("run_dir", "resume", "img_dir")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(NetworkSettings):
+    """Settings of every run, whatever the algorithm."""
+
+    script: ClassVar[str]
+
+    env: str = "Pendulum-v0"
+    """Environment: a Gymnasium id; module:Id-v0 first imports the module, which registers it."""
+    seed: int = 0
+    """Seed of networks, actions and environments: the same seed gives the same results."""
+    total_timesteps: int = 100_000
+    """Timesteps to train, summed over all environments. Harder tasks need more."""
+    run_dir: Path | None = None
+    """Directory of the run, which must not hold one yet. None: runs/<env>_<epoch|step>_seed<seed>_<time>."""
+    resume: Path | None = None
+    """Continue the run in this directory with its settings; only --total-timesteps, --img-dir, --quiet can change."""
+    preset: bool = True
+    """Use the settings of presets.toml for the environment, if any, as defaults (epoch update: some MuJoCo tasks)."""
+    reward_shaping: str | None = None
+    """Potential-based reward shaping: built-in (MountainCar; the flag alone means that), or module:function, which maps
+    observations (N, D) to potentials (N,)."""
+    checkpoint_interval: int = 20_000
+    """Timesteps between checkpoints; the last one is written at the end."""
+    img_dir: Path = Path("img")
+    """Directory of the plot A2C_<env>.png (step update) or A2C_<env>_epoch.png (epoch update), which is overwritten."""
+    device: str = "cpu"
+    """Device of the networks: cpu, cuda or cuda:<n>. For small networks the CPU is faster."""
+    quiet: bool = False
+    """Print only errors."""
+
+    @classmethod
+    def for_env(cls, env: str, **settings: Any) -> Self:
+        """The defaults, overridden by `presets.toml` for the environment, overridden by `settings`."""
+        return cls(env=env, **{**preset(cls.script, env), **settings})
+
+    def validate(self) -> None:
+        """Raise a `UsageError` for the first invalid setting."""
+        for name in ("total_timesteps", "checkpoint_interval"):
+            self.check(name, getattr(self, name) > 0, "must be at least 1")
+        self.check("seed", 0 <= self.seed < 2**32, "must be between 0 and 4294967295")
+        self.check("hidden_sizes", all(size > 0 for size in self.hidden_sizes), "must be positive integers")
+        self.check("mean_limit", 0 <= self.mean_limit < math.inf, "must be finite and not negative")
+        try:
+            torch.zeros(1, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise UsageError(
+                f"--device {self.device} is not available ({first_line(error)}); use cpu"
+                + (f" or cuda:0 to cuda:{n - 1}" if (n := torch.cuda.device_count()) else "")
+            ) from error
+
+    def check(self, name: str, valid: bool, requirement: str) -> None:
+        """Raise a `UsageError` that names the flag of a setting and its `requirement`, unless it is `valid`."""
+        if not valid:
+            value = getattr(self, name)
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            raise UsageError(f"--{name.replace('_', '-')} {shown} {requirement}")
+
+
+ConfigType = TypeVar("ConfigType", bound=RunSettings)
+
+
+def preset(script: str, env: str) -> dict[str, Any]:
+    """The settings in `presets.toml` for an environment of any version; empty if there are none."""
+    name = env.rpartition(":")[2].rpartition("-v")[0]
+    tables = tomllib.loads(PRESETS.read_text()).get(script, {})
+    return next((table for names, table in tables.items() if name in names.split()), {})
+
+
+def config_from(config_class: type[Any], settings: Mapping[str, Any]) -> Any:
+    """An instance of a dataclass of settings from a `config.json`; settings that it does not have are ignored."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config_class):
+        if field.name in settings:
+            value = settings[field.name]
+            values[field.name] = tuple(value) if isinstance(value, list) else value
+            if field.name in PATHS and value is not None:
+                values[field.name] = Path(value)
+    return config_class(**values)
