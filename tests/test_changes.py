@@ -48,6 +48,24 @@ def test_an_optimizer_of_pytorch_works_and_is_said_not_to_compile(capsys):
     assert learners[0].critic_optimizer.state_dict()["state"][0]["step"] == 3
 
 
+def test_other_metrics_are_logged(tmp_path, monkeypatch):
+    """A metric of one's own goes to TensorBoard and the callback; one that is missing is NaN in updates.csv."""
+    update, seen = epoch.A2C.update, []
+
+    def other(self, batch, lr_scale):
+        metrics = update(self, batch, lr_scale)
+        return {"my_loss": 2.5} | {name: value for name, value in metrics.items() if name != "actor_grad_norm"}
+
+    monkeypatch.setattr(epoch.A2C, "update", other)
+    settings = {"total_timesteps": 1024, "run_dir": tmp_path / "run", "img_dir": tmp_path, "quiet": True}
+    epoch.train(epoch.Config(**settings), callback=lambda run, scalars: seen.append(scalars))
+    assert seen[-1]["losses/my_loss"] == 2.5
+    head, row = (line.split(",") for line in (tmp_path / "run" / "updates.csv").read_text().splitlines())
+    columns = dict(zip(head, row, strict=True))
+    assert columns["actor_grad_norm"] == "nan"
+    assert float(columns["value_loss"]) > 0
+
+
 class ScaledBeta(Beta):
     """On [-1, 1]."""
 

@@ -12,6 +12,7 @@ from conftest import PROJECT
 import compare
 from environments import UsageError
 from training.checkpoint import load_checkpoint
+from training.comparison import COLUMNS, CURVES, Results, interval, iqm, probability_of_improvement, solved
 from training.experiments import POINTS, Task, write_csv
 
 pytestmark = pytest.mark.slow
@@ -24,18 +25,16 @@ def written(folder, curves=("step", "epoch"), seeds=4, env="Pendulum-v0"):
     rng = np.random.default_rng(0)
     run_rows, points, episodes = [], [], []
     for curve, seed in itertools.product(curves, range(seeds)):
-        returns = np.linspace(-1200, -150, POINTS) + rng.normal(0, 20, compare.POINTS)
+        returns = np.linspace(-1200, -150, POINTS) + rng.normal(0, 20, POINTS)
         score = [f"{returns[-1]:.2f}", "50.00", "-300.00"]
-        settings = compare.CURVES[curve].flags
+        settings = CURVES[curve].flags
         run_rows.append([curve, seed, 1000, *score, f"{rng.uniform(1, 2):.1f}", "abc", settings])
         for i, value in enumerate(returns, 1):
             points.append([curve, seed, 20 * i, f"{i / 10:.2f}", f"{value:.2f}" if i > 1 else "nan"])
         if seed == 0:
             episodes += [[curve, 20 * i, value] for i, value in enumerate(returns, 1)]
     run_rows.append(["random", 0, 1000, "-1230.00", "100.00", "-1500.00", "0", "abc", ""])
-    for part, columns, rows in zip(
-        ("", "_curves", "_episodes"), compare.COLUMNS, (run_rows, points, episodes), strict=True
-    ):
+    for part, columns, rows in zip(("", "_curves", "_episodes"), COLUMNS, (run_rows, points, episodes), strict=True):
         named = [dict(zip(columns, row, strict=True)) for row in rows]
         write_csv(folder / f"compare_{env}{part}.csv", columns, named)
     return folder
@@ -48,7 +47,7 @@ def test_two_modes_are_trained_scored_and_drawn_and_not_again(script, tmp_path):
     pictures = {path.name for path in (tmp_path / "img").iterdir()}
     assert pictures == {"compare_CartPole-v1.png", "A2C_CartPole-v1.png", "A2C_CartPole-v1_epoch.png"}
     files = {path: path.read_bytes() for path in (tmp_path / "results").iterdir()}
-    results = compare.Results(tmp_path / "results", "CartPole-v1")
+    results = Results(tmp_path / "results", "CartPole-v1")
     assert [(row["curve"], row["seed"]) for row in results.runs] == [
         *itertools.product(("step", "epoch"), "01"),
         ("random", "0"),
@@ -97,12 +96,12 @@ def test_a_crashed_run_is_reported_and_tried_again(forked, tmp_path):
     assert "_seed1: " in first
     assert "the motor is on fire" in first
     assert second == "1 of 2 runs failed; the same command tries them again"
-    assert compare.Results(tmp_path / "results", "Mine-v0").seeds("step") == [0]
+    assert Results(tmp_path / "results", "Mine-v0").seeds("step") == [0]
     (tmp_path / "mended").touch()
     result = forked(COMPARE, *flags)
     assert result.returncode == 0, result.stderr
     assert "1 of 1 runs" in result.stdout
-    assert compare.Results(tmp_path / "results", "Mine-v0").scores("step").tolist() == [9, 9]
+    assert Results(tmp_path / "results", "Mine-v0").scores("step").tolist() == [9, 9]
 
 
 def test_an_interrupted_comparison_goes_on_where_it_stopped(script, tmp_path):
@@ -120,11 +119,11 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(script, tmp_path):
     result = script(COMPARE, *flags)
     assert result.returncode == 0, result.stderr
     assert len(list((tmp_path / task.directory).glob("events*"))) == events + 1  # resumed, not begun anew
-    assert compare.Results(tmp_path / "results", "Pendulum-v0").seeds("epoch") == [0, 1]
+    assert Results(tmp_path / "results", "Pendulum-v0").seeds("epoch") == [0, 1]
 
 
 def test_the_same_results_give_the_same_pictures(forked, tmp_path):
-    written(tmp_path / "results", tuple(compare.CURVES))
+    written(tmp_path / "results", tuple(CURVES))
     written(tmp_path / "results", env="Mine-v3")  # which nobody has registered: no threshold
     for folder in ("a", "b"):
         result = forked(COMPARE, "--from-results", "--img-dir", folder)
@@ -165,7 +164,7 @@ def test_broken_results_are_refused_and_left_alone(tmp_path, part, old, new, mes
     edited(path, old, new)
     before = path.read_bytes()
     with pytest.raises(UsageError, match=message) as refusal:
-        compare.report(compare.Results(tmp_path, "Pendulum-v0"), tmp_path)
+        compare.report(Results(tmp_path, "Pendulum-v0"), tmp_path)
     assert "\n" not in str(refusal.value)
     assert path.read_bytes() == before
 
@@ -194,21 +193,21 @@ def test_runs_shorter_than_an_episode_are_drawn_without_curves(tmp_path):
         line if line.startswith("curve") else line.rpartition(",")[0] + ",nan" for line in path.read_text().split()
     ]
     path.write_text("\n".join(lines))
-    compare.report(compare.Results(tmp_path, "Pendulum-v0"), tmp_path)
+    compare.report(Results(tmp_path, "Pendulum-v0"), tmp_path)
     assert (tmp_path / "compare_Pendulum-v0.png").exists()
 
 
 def test_statistics():
     rng = np.random.default_rng(1)
     values = rng.normal(size=(12, 3))
-    np.testing.assert_allclose(compare.iqm(values), np.sort(values, axis=0)[3:9].mean(axis=0))
-    low, high = compare.interval(values)
-    assert ((low < compare.iqm(values)) & (compare.iqm(values) < high)).all()
+    np.testing.assert_allclose(iqm(values), np.sort(values, axis=0)[3:9].mean(axis=0))
+    low, high = interval(values)
+    assert ((low < iqm(values)) & (iqm(values) < high)).all()
     resampled = [np.sort(values[rng.integers(12, size=12)], axis=0)[3:9].mean(axis=0) for _ in range(20_000)]
     np.testing.assert_allclose([low, high], np.percentile(resampled, [2.5, 97.5], axis=0), atol=0.1)
     a, b = rng.integers(5, size=7), rng.integers(5, size=9)
     pairs = [(x > y) + 0.5 * (x == y) for x in a for y in b]
-    assert compare.probability_of_improvement(a, b) == pytest.approx(np.mean(pairs))
+    assert probability_of_improvement(a, b) == pytest.approx(np.mean(pairs))
 
 
 def test_when_a_threshold_is_reached(tmp_path):
@@ -219,7 +218,7 @@ def test_when_a_threshold_is_reached(tmp_path):
         value = -100 if seed == "1" and int(timestep) in (300, 400) else -500
         lines[i] = f"{curve},{seed},{timestep},{seconds},{value}"
     path.write_text("\n".join(lines))
-    results = compare.Results(tmp_path, "Pendulum-v0")
-    timesteps, seconds = compare.solved(results, "step", -200.0)
+    results = Results(tmp_path, "Pendulum-v0")
+    timesteps, seconds = solved(results, "step", -200.0)
     assert timesteps.tolist() == [np.inf, 300]
     assert seconds.tolist() == [np.inf, 1.5]

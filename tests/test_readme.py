@@ -8,6 +8,7 @@ from conftest import PROJECT
 
 import compare
 from benchmarks import checkpoint, memory, mujoco, mujoco_speed, returns, scaling, throughput, time_to_solve
+from training.comparison import Results
 from training.experiments import EPISODES, WINDOW, read_csv
 
 READMES = {"README.md": "## Results\n", "README.zh-CN.md": "## 结果\n"}
@@ -27,7 +28,7 @@ def results_section(name):
 def generated(capsys):
     """Every line of every table, drawn anew from results/*.csv."""
     for path in (PROJECT / "results").glob("compare_*_curves.csv"):
-        results = compare.Results(path.parent, path.stem.removeprefix("compare_").removesuffix("_curves"))
+        results = Results(path.parent, path.stem.removeprefix("compare_").removesuffix("_curves"))
         results.check_complete()
         print(*compare.table(results), sep="\n")
     returns.print_tables(read_csv(returns.RESULTS, returns.COLUMNS))

@@ -134,10 +134,15 @@ class TrainingLog:
         self.files[EPISODES].writer.writerow([timestep, episode_return, length, round(wall_time, 3)])
 
     def write_row(self, timestep: int, rate: float, wall_time: float) -> dict[str, float]:
-        """Log the mean of the updates since the last row; returns the scalars that TensorBoard gets, by name."""
-        table = [[metrics[name] for name in METRICS] for metrics in self.updates]
-        means = dict(zip(METRICS, np.mean(table, axis=0).tolist(), strict=True))
-        self.files[UPDATES].writer.writerow([timestep, *means.values(), round(rate), round(wall_time, 3)])
+        """Log the mean of the updates since the last row; returns the scalars that TensorBoard gets, by name.
+
+        The CSV file has the columns `METRICS`, NaN where an algorithm has no such metric; TensorBoard gets all metrics.
+        """
+        names = list(self.updates[0])
+        table = [[metrics[name] for name in names] for metrics in self.updates]
+        means = dict(zip(names, np.mean(table, axis=0).tolist(), strict=True))
+        columns = [means.get(name, np.nan) for name in METRICS]
+        self.files[UPDATES].writer.writerow([timestep, *columns, round(rate), round(wall_time, 3)])
         for file in self.files.values():
             file.file.flush()
         scalars = {f"losses/{name}": mean for name, mean in means.items()} | {"charts/SPS": rate}

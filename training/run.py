@@ -199,7 +199,7 @@ class Run:
         self.log.add_episode(timestep, episode_return, length, self.wall_time)
 
     def log_update(self, metrics: Mapping[str, float]) -> None:
-        """Log the metrics of an update, one for each of `training.logs.METRICS`, and show progress.
+        """Log the metrics of an update, by name, and show progress.
 
         A row of the log is the mean over the updates of about 1,000 timesteps.
 
