@@ -249,6 +249,10 @@ class FlatNetwork(Generic[NetworkType]):
         nn.utils.vector_to_parameters(self.theta, network.parameters())
         self.shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
 
+    def parameters(self) -> list[Tensor]:
+        """What an optimizer of PyTorch takes: `theta`, in a list."""
+        return [self.theta]
+
     def __call__(self, observations: Tensor) -> Any:
         """The output of the network for observations (..., D), as a function of `theta`."""
         # Rebuilt from theta in every call, so that gradients reach theta.

@@ -12,7 +12,7 @@ from torch.distributions import Beta, Independent
 import a2c_algorithm_epoch_update as epoch
 import a2c_algorithm_step_update as step
 import training.policy
-from environments import ActionMap
+from environments import ActionMap, UsageError
 from networks import Actor, Critic, FlatNetwork, GaussianActor, NetworkSettings, mlp
 from training import compile_methods, evaluate, load_policy
 
@@ -20,8 +20,8 @@ from training import compile_methods, evaluate, load_policy
 class TorchOptimizer:
     """An optimizer of PyTorch in place of the script's own."""
 
-    def __init__(self, theta):
-        self.theta, self.adam = theta, torch.optim.Adam([theta], lr=1e-2)
+    def __init__(self, network):
+        self.theta, self.adam = network.theta, torch.optim.Adam(network.parameters(), lr=1e-2)
         self.state_dict, self.load_state_dict = self.adam.state_dict, self.adam.load_state_dict
 
     def step(self, gradient, lr_scale):
@@ -35,7 +35,7 @@ def test_an_optimizer_of_pytorch_works_and_is_said_not_to_compile(capsys):
     for compiled in (False, True):
         torch.manual_seed(0)
         learner = epoch.A2C(epoch.Config(hidden_sizes=(8,), compile=False), 3, ActionMap(spaces.Box(-1, 1, (1,))))
-        learner.critic_optimizer = TorchOptimizer(learner.critic.theta)
+        learner.critic_optimizer = TorchOptimizer(learner.critic)
         if compiled:
             compile_methods(learner, "update_critic")
         for _ in range(3):
@@ -43,7 +43,7 @@ def test_an_optimizer_of_pytorch_works_and_is_said_not_to_compile(capsys):
         learners.append(learner)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("update_critic is not compiled, and slower: ")
-    assert "torch.optim" in line
+    assert "torch.compile cannot trace `self.adam.step()` (test_changes.py, line " in line
     torch.testing.assert_close(learners[0].critic.theta, learners[1].critic.theta)
     assert learners[0].critic_optimizer.state_dict()["state"][0]["step"] == 3
 
@@ -64,6 +64,37 @@ def test_other_metrics_are_logged(tmp_path, monkeypatch):
     columns = dict(zip(head, row, strict=True))
     assert columns["actor_grad_norm"] == "nan"
     assert float(columns["value_loss"]) > 0
+
+
+def test_a_number_that_changes_is_noticed(capsys):
+    """Compiled code has it as it was in the first call."""
+
+    class Learner:
+        scale = 1.0
+
+        def update(self, tensor):
+            return tensor * self.scale
+
+    learner = Learner()
+    compile_methods(learner, "update")
+    for learner.scale in (1.0, 2.0, 3.0):
+        assert learner.update(torch.ones(2)).tolist() == [learner.scale] * 2
+    assert "has changed since the first call" in capsys.readouterr().err
+
+
+def test_a_part_that_was_not_saved_is_named(tmp_path):
+    settings = {"total_timesteps": 512, "img_dir": tmp_path, "quiet": True}
+    epoch.train(epoch.Config(run_dir=tmp_path / "run", **settings))
+
+    class Larger(epoch.A2C):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.parts["critic2"] = self.critic.network
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(epoch, "A2C", Larger)
+        with pytest.raises(UsageError, match="only one of the checkpoint and this script has critic2;"):
+            epoch.train(epoch.Config(resume=tmp_path / "run", **settings))
 
 
 class ScaledBeta(Beta):

@@ -3,6 +3,7 @@
 import functools
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -10,13 +11,20 @@ from torch import Tensor
 
 from environments import first_line
 
+CHANGED = (
+    "it uses a number or another Python object that has changed since the first call, which compiled code does not see;"
+    " keep it in a tensor and change that in place, or pass it as an argument"
+)
+TORCH = str(Path(torch.__file__).parent)
+
 
 class Compiled:
     """A method under torch.compile: compiled at its first call, for arguments of the shapes that it has there.
 
     Later calls run the compiled code directly, without torch.compile's guards and wrappers, which take as long as the
-    computation. Captured tensors may be modified in place, but must keep their identity, shape and dtype. If compiling
-    fails, the method runs uncompiled.
+    computation. Captured tensors may be modified in place, but must keep their identity, shape and dtype. The guards
+    are checked in calls 2, 4, 8 and so on: they fail if a number has changed. If they or compiling fail, the method
+    runs uncompiled.
 
     Args:
         method: takes tensors and tuples of tensors; returns tensors, in nested tuples and dicts.
@@ -86,7 +94,18 @@ class Compiled:
         for place, _ in places:
             inputs[place] = None  # the first call's arguments are not kept
 
+        count = 1
+
         def fast(*args: Any) -> Any:
+            nonlocal count
+            count += 1
+            if not count & (count - 1):
+                results = method(*args)
+                outputs.clear()
+                if len(calls) > 1:  # it was compiled again
+                    self.failed(ValueError(CHANGED))
+                    self.fast = self.method
+                return results
             given, sources = inputs.copy(), flatten(args)
             for place, i in places:
                 given[place] = sources[i]
@@ -123,12 +142,18 @@ def compile_methods(learner: object, *names: str) -> None:
     reported: list[str] = []
 
     def failed(name: str, error: Exception) -> None:
-        why = first_line(error)
-        if "graph_break" in why:
-            why = "it calls code that torch.compile does not trace, such as the step of a torch.optim optimizer"
+        where, why = untraceable(error), first_line(error)
+        if where:
+            why = f"torch.compile cannot trace {where}"
         if why not in reported:
             sys.stderr.write(f"{name} is not compiled, and slower: {why}\n")
         reported.append(why)
 
     for name in names:
         setattr(learner, name, Compiled(getattr(learner, name), functools.partial(failed, name)))
+
+
+def untraceable(error: Exception) -> str:
+    """The innermost line outside of PyTorch at which torch.compile gave up; empty if it is not known."""
+    frames = [frame for frame in getattr(error, "real_stack", None) or [] if not frame.filename.startswith(TORCH)]
+    return f"`{frames[-1].line}` ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
