@@ -118,7 +118,6 @@ def train(config: Config, env_fn: EnvFn | None = None, callback: Callback | None
             del batch  # the policy has changed: these transitions are off-policy now
             if run.save_due:
                 run.save(observations=observations)
-    envs.close()
     return run
 
 

@@ -157,7 +157,6 @@ def train(config: Config, env_fn: EnvFn | None = None, callback: Callback | None
                 loop.log.clear()
             if run.save_due:
                 run.save(**vars(loop))
-    env.close()
     return run
 
 

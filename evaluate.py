@@ -7,6 +7,7 @@ python evaluate.py runs/DIR --policy-map map.png
 
 import dataclasses
 import json
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -22,7 +23,7 @@ import environments
 from environments import UsageError, first_line
 from training import Policy, evaluate, load_policy
 from training.cli import fail, tyro_cli
-from training.files import check_writable
+from training.files import check_writable, load_config
 from training.policy import load_critic
 from utils import plot_maps
 
@@ -120,9 +121,15 @@ def main() -> None:
         if config.video or config.render:
             score = watch(policy, env_id, config)
         else:
-            score = evaluate(policy, env_id, config.episodes, config.seed, config.stochastic)
+            # Of an environment that was trained alone there may be only one.
+            num_envs = 1 if load_config(config.directory)["script"] == "step" else 20
+            score = evaluate(policy, env_id, config.episodes, config.seed, config.stochastic, num_envs=num_envs)
     except UsageError as error:
         fail(error, 2)
+    except KeyboardInterrupt as stop:
+        fail(stop, 128 + signal.SIGINT)
+    except Exception as error:  # an environment can raise anything
+        fail(RuntimeError(f"evaluating {config.directory} failed: {type(error).__name__}: {first_line(error)}"), 1)
     print(json.dumps(score))
 
 

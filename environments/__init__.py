@@ -6,7 +6,7 @@ episode. Importing this package registers Pendulum-v0.
 """
 
 from environments.actions import ActionMap
-from environments.errors import UsageError, first_line
+from environments.errors import EnvironmentFault, UsageError, first_line
 from environments.making import EnvFn, make_env, make_vector_env, reset_all, to_tensor
 from environments.pendulum import PENDULUM_V0
 from environments.shaping import load_shaping, shaping_reward
@@ -15,6 +15,7 @@ __all__ = [
     "PENDULUM_V0",
     "ActionMap",
     "EnvFn",
+    "EnvironmentFault",
     "UsageError",
     "first_line",
     "load_shaping",

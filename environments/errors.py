@@ -5,6 +5,10 @@ class UsageError(ValueError):
     """Invalid input. The message is one line that names the flag or file, what is wrong and how to correct it."""
 
 
+class EnvironmentFault(Exception):
+    """An environment returned something that its spaces or Gymnasium's API exclude; says what came, and what should."""
+
+
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its type if it has none."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    """The first line of an exception's message that is not empty, or its type if there is none."""
+    return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)

@@ -1,7 +1,6 @@
 """Making environments by id, one or many that are stepped together."""
 
 import difflib
-import importlib
 import re
 import warnings
 from collections.abc import Callable
@@ -11,13 +10,16 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from environments.actions import ActionMap
+from environments.border import Border
 from environments.envpool import EnvPoolVectorEnv
 from environments.errors import UsageError, first_line
+from environments.modules import import_user_module
 from environments.pendulum import PENDULUM_V0
+from environments.vector import SequentialVectorEnv
 
 # Old versions are used on purpose: results of Hopper-v4 and Hopper-v5 are not comparable.
 warnings.filterwarnings("ignore", message="(?s).*is out of date", category=DeprecationWarning)
@@ -44,15 +46,16 @@ def make_env(env_id: str, env_fn: EnvFn | None = None, **kwargs: Any) -> gym.Env
         env = env_fn() if env_fn else gym.make(env_id, disable_env_checker=True, **kwargs)
     except Exception as error:  # a constructor can raise anything
         raise UsageError(f"--env {env_id} cannot be made: {first_line(error)}") from error
-    if not isinstance(env.observation_space, spaces.Box) or len(env.observation_space.shape) != 1:
-        if not env.observation_space.is_np_flattenable:
-            raise UsageError(
-                f"--env {env_id} has the observation space {env.observation_space}, which cannot be flattened;"
-                " use Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple"
-            )
-        env = gym.wrappers.FlattenObservation(env)
+    for name in ("observation_space", "action_space"):
+        if not isinstance(getattr(env, name, None), spaces.Space):
+            raise UsageError(f"--env {env_id} has no {name}; set it to a space of gymnasium.spaces")
+    if not env.observation_space.is_np_flattenable:
+        raise UsageError(
+            f"--env {env_id} has the observation space {env.observation_space}, which cannot be flattened;"
+            " use Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple"
+        )
     ActionMap(env.action_space, env_id)  # raises if the action space is not supported
-    return env
+    return Border(env, env_id)
 
 
 def make_vector_env(env_id: str, num_envs: int, env_fn: EnvFn | None = None, backend: str = "sync") -> VectorEnv:
@@ -70,7 +73,7 @@ def make_vector_env(env_id: str, num_envs: int, env_fn: EnvFn | None = None, bac
         return EnvPoolVectorEnv(env_id, num_envs)
     if env_fn is None and env_id == PENDULUM_V0:  # in NumPy, faster than SyncVectorEnv
         return gym.make_vec(env_id, num_envs, "vector_entry_point", autoreset_mode=AutoresetMode.DISABLED)
-    return SyncVectorEnv([lambda: make_env(env_id, env_fn)] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
+    return SequentialVectorEnv([lambda: make_env(env_id, env_fn)] * num_envs, env_id)
 
 
 def reset_all(envs: VectorEnv, seed: int, first: int = 0) -> np.ndarray:
@@ -82,8 +85,8 @@ def reset_all(envs: VectorEnv, seed: int, first: int = 0) -> np.ndarray:
     Returns:
         The first observations, (N, D).
     """
-    seeds = np.random.SeedSequence(seed).generate_state(first + envs.num_envs)[first:].tolist()
-    return envs.reset(seed=seeds)[0]
+    seeds = np.random.SeedSequence(seed).generate_state(first + envs.num_envs)[first:] >> 1  # simulators take 31 bits
+    return envs.reset(seed=seeds.tolist())[0]
 
 
 def to_tensor(values: Any, device: str) -> Tensor:
@@ -101,10 +104,7 @@ def check_env_id(env_id: str) -> None:
     """Raise a `UsageError` that suggests the right id, if this one is not registered or cannot run."""
     module, _, name = env_id.rpartition(":")
     if module:
-        try:
-            importlib.import_module(module)
-        except Exception as error:
-            raise UsageError(f"--env {env_id}: module {module!r} cannot be imported: {first_line(error)}") from error
+        import_user_module(module, f"--env {env_id}")
     base, _, version = name.rpartition("-v")
     if f"{base}-v4" in MUJOCO_IDS and version in ("0", "1", "2", "3"):
         raise UsageError(f"--env {name} needs mujoco-py, which is no longer maintained; use --env {base}-v4")

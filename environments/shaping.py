@@ -1,13 +1,13 @@
 """Potential-based reward shaping."""
 
 import functools
-import importlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from environments.errors import UsageError, first_line
+from environments.errors import UsageError
+from environments.modules import import_user_module
 
 Potential = Callable[[np.ndarray], np.ndarray]
 
@@ -51,13 +51,12 @@ def load_shaping(name: str | None, env_id: str, gamma: float) -> Callable[..., n
                 " give your own as module:function"
             )
         return functools.partial(shaping_reward, potential=BUILT_IN_POTENTIALS[env_id], gamma=gamma)
-    module, _, function = name.partition(":")
-    try:
-        potential = getattr(importlib.import_module(module), function)
-    except Exception as error:  # importing a module can raise anything
-        raise UsageError(f"--reward-shaping {name}: {first_line(error)}; give built-in or module:function") from error
+    module, colon, function = name.partition(":")
+    if not module or not colon:
+        raise UsageError(f"--reward-shaping {name} must be built-in or module:function")
+    potential = getattr(import_user_module(module, f"--reward-shaping {name}"), function, None)
     if not callable(potential):
-        raise UsageError(f"--reward-shaping {name} is not a function; give built-in or module:function")
+        raise UsageError(f"--reward-shaping {name}: {module} has no function {function!r}")
     return functools.partial(shaping_reward, potential=potential, gamma=gamma)
 
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any, NoReturn
 import torch
 import tyro
 
-from environments import UsageError
+from environments import UsageError, first_line
 from networks import NetworkSettings
 from training.errors import TrainingError
 from training.files import load_config
@@ -75,7 +75,7 @@ def grouped_cli(config_class: type[ConfigType], args: list[str], default: Config
 
     def group(title: str) -> Any:
         fields = [
-            (name, Annotated[types[name], tyro.conf.arg(help=docs[name])], getattr(default, name))
+            (name, Annotated[types[name], tyro.conf.arg(help=docs.get(name, ""))], getattr(default, name))
             for name in groups[title]
         ]
         return dataclasses.make_dataclass(title, fields, frozen=True)
@@ -133,11 +133,7 @@ def main(config_class: type[ConfigType], train: Callable[[ConfigType], Run]) -> 
         if run.exit_status:
             print(f"interrupted at timestep {run.timestep}; continue with --resume {run.directory}")
         else:
-            # Seeds that training does not use.
-            score = evaluate(run.policy, run.config.env, episodes=20, seed=run.config.seed + 1_000_000)
-            print(
-                f"score: {score['mean_return']:.1f} +- {score['std_return']:.1f} over 20 episodes of the final policy"
-            )
+            print_score(run)
     except UsageError as error:
         fail(error, 2)
     except (TrainingError, RankError) as error:
@@ -147,6 +143,21 @@ def main(config_class: type[ConfigType], train: Callable[[ConfigType], Run]) -> 
     except OSError as error:  # a disk that is full before training has begun, for example
         fail(TrainingError(f"{error.filename or 'a file'} cannot be written: {error.strerror}"), 1)
     sys.exit(run.exit_status)
+
+
+def print_score(run: Run) -> None:
+    """Evaluate the final policy of a run and print its score, or in one line why that failed: the run is complete."""
+    print("scoring the final policy over 20 episodes", flush=True)
+    num_envs = 1 if run.config.script == "step" else 20  # of an environment that is trained alone there may be only one
+    try:
+        # Seeds that training does not use.
+        score = evaluate(run.policy, run.config.env, 20, seed=run.config.seed + 1_000_000, num_envs=num_envs)
+        print(f"score: {score['mean_return']:.1f} +- {score['std_return']:.1f} over 20 episodes of the final policy")
+    except KeyboardInterrupt:
+        fail(KeyboardInterrupt(f"scoring was interrupted; the run in {run.directory} is complete"), 128 + signal.SIGINT)
+    except Exception as error:  # an environment can raise anything
+        what = f"{type(error).__name__}: {first_line(error)}"
+        sys.stderr.write(f"scoring failed: {what}; the run in {run.directory} is complete\n")
 
 
 def keep_memory() -> None:

@@ -25,7 +25,7 @@ def file_name(env_id: str) -> str:
 
 def run_directory(config: RunSettings) -> Path:
     """Where a run is kept: as its settings say, or in a new directory below `runs`."""
-    stamp = time.strftime("%Y%m%d-%H%M%S") + f"-{time.time_ns() // 1000 % 1_000_000:06d}"
+    stamp = time.strftime("%Y%m%d-%H%M%S") + f"-{time.time_ns() // 1000 % 1_000_000:06d}-{os.getpid()}"
     default = Path("runs") / f"{file_name(config.env)}_{config.script}_seed{config.seed}_{stamp}"
     return config.resume or config.run_dir or default
 

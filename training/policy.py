@@ -1,21 +1,27 @@
 """The trained policy: acting, loading and evaluating."""
 
-from collections.abc import Callable
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
 from torch import nn
 
 import environments
-from environments import ActionMap, EnvFn
+from environments import ActionMap, EnvFn, EnvironmentFault, first_line
 from networks import Critic, make_actor
 from training.checkpoint import fitting, load_checkpoint
 from training.files import load_config
 from training.settings import RunSettings, config_from
 from utils import ObservationNormalizer
+
+MAX_EPISODE_STEPS = 10_000
+"""Steps after which an episode of an evaluation is ended, if the environment has no time limit."""
 
 
 class Policy:
@@ -41,16 +47,17 @@ class Policy:
         return self.action_map(actions).cpu().numpy()
 
 
-def load_policy(directory: Path) -> tuple[Policy, str]:
+def load_policy(directory: str | Path) -> tuple[Policy, str]:
     """The policy of a run, finished or not, and the id of its environment.
 
     Raises:
         UsageError: the directory holds no run, or its files are damaged.
     """
+    directory = Path(directory)
     config, state = config_from(RunSettings, load_config(directory)), load_checkpoint(directory)
-    env = environments.make_env(config.env)
-    observation_size = spaces.flatdim(env.observation_space)
-    action_map = ActionMap(env.action_space)
+    with closing(environments.make_env(config.env)) as env:
+        observation_size = spaces.flatdim(env.observation_space)
+        action_map = ActionMap(env.action_space)
     with fitting(directory):
         actor = make_actor(observation_size, action_map.nvec, action_map.bounded, config)
         actor.load_state_dict(state["actor"])
@@ -78,6 +85,29 @@ def load_critic(directory: Path, policy: Policy) -> Callable[[np.ndarray], np.nd
     return value
 
 
+def time_limit(env_id: str) -> int:
+    """The time limit that an environment was registered with, in steps; 0 if it has none."""
+    spec = gym.registry.get(env_id.rpartition(":")[2])
+    return (spec.max_episode_steps if spec else None) or 0
+
+
+def close_env(env: Any) -> None:
+    """Close an environment, or vector of them; an error in that is only printed, since the work is done."""
+    try:
+        env.close()
+    except Exception as error:  # an environment can raise anything
+        sys.stderr.write(f"closing the environment failed: {type(error).__name__}: {first_line(error)}\n")
+
+
+@contextlib.contextmanager
+def closing(env: Any) -> Iterator[Any]:
+    """Close an environment, or vector of them, at the end of the block in every case."""
+    try:
+        yield env
+    finally:
+        close_env(env)
+
+
 def evaluate(
     policy: Policy,
     env_id: str,
@@ -98,28 +128,47 @@ def evaluate(
         seed: of the environments and of sampled actions; torch's global generator is restored afterwards.
         stochastic: sample actions instead of taking the mode.
         env_fn: makes the environment, if it is not registered.
-        num_envs: environments that are stepped together, at most one an episode.
+        num_envs: environments that are stepped together, at most one per episode.
 
     Returns:
-        `env`, `episodes`, `mean_return`, `std_return`, `min_return`.
+        `env`, `episodes`, `mean_return`, `std_return`, `min_return`. Where the environment has no time limit, an
+        episode is ended after 10,000 steps, which is said on standard error.
+
+    Raises:
+        EnvironmentFault: the environment returned an observation or reward that is not finite.
     """
     num_envs = min(episodes, num_envs)
     remaining = np.array([len(range(i, episodes, num_envs)) for i in range(num_envs)])
-    envs = environments.make_vector_env(env_id, num_envs, env_fn)
-    observations = environments.reset_all(envs, seed)
-    current, returns = np.zeros(num_envs), []
-    with torch.random.fork_rng([policy.device] if policy.device.type == "cuda" else []):
+    current, lengths = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
+    returns: list[float] = []
+    endless = 0
+    with (
+        closing(environments.make_vector_env(env_id, num_envs, env_fn)) as envs,
+        torch.random.fork_rng([policy.device] if policy.device.type == "cuda" else []),
+    ):
+        limit = max(MAX_EPISODE_STEPS, time_limit(env_id) if env_fn is None else 0)
+        observations = environments.reset_all(envs, seed)
         torch.manual_seed(seed)
         while remaining.any():
             observations, rewards, terminated, truncated, _ = envs.step(policy(observations, stochastic))
-            done = terminated | truncated
+            for what, values in (("an observation", observations), ("a reward", rewards)):
+                if not np.isfinite(values).all():
+                    raise EnvironmentFault(f"{env_id} returned {what} that is not finite while it was evaluated")
             current += rewards
+            lengths += 1
+            cut = (lengths >= limit) & ~(terminated | truncated)
+            endless += int((cut & (remaining > 0)).sum())
+            done = terminated | truncated | cut
             if done.any():
                 returns += current[done & (remaining > 0)].tolist()
                 remaining[done] = np.maximum(remaining[done] - 1, 0)
-                current[done] = 0.0
+                current[done], lengths[done] = 0.0, 0
                 observations, _ = envs.reset(options={"reset_mask": done})
-    envs.close()
+    if endless:
+        print(
+            f"{endless} of {episodes} episodes of {env_id} were ended after {limit:,} steps: it has no time limit",
+            file=sys.stderr,
+        )
     return {
         "env": env_id,
         "episodes": episodes,

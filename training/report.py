@@ -5,7 +5,7 @@ import tempfile
 import traceback
 from pathlib import Path
 
-from environments import first_line
+from environments import EnvironmentFault, first_line
 from training.errors import DISK_ERRORS, StoppedError, TrainingError
 
 
@@ -23,7 +23,7 @@ def failure(error: BaseException, directory: Path, img_dir: Path, rank: int) -> 
         own = str(error.filename).startswith((str(directory), str(img_dir)))
         if error.errno in DISK_ERRORS or own:
             return f"{error.filename or directory} cannot be written: {error.strerror}"
-    if isinstance(error, (TrainingError, StoppedError)):
+    if isinstance(error, (TrainingError, StoppedError, EnvironmentFault)):
         return what
     what = f"{type(error).__name__}: {what}"
     with contextlib.suppress(OSError):  # the directory may be gone, or the disk full

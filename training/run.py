@@ -27,7 +27,7 @@ from training.errors import StoppedError, TrainingError
 from training.files import CHECKPOINT, LockedDirectory, check_writable, file_name, image_path, run_directory
 from training.interrupts import Interrupts
 from training.logs import COLUMNS, EpisodeCounter, TrainingLog
-from training.policy import Policy
+from training.policy import Policy, close_env
 from training.progress import Progress
 from training.provenance import commit, versions
 from training.ranks import ALONE, Ranks
@@ -37,6 +37,8 @@ from utils import plot_returns
 
 PLOT_INTERVAL = 60
 """Seconds between plots of the returns while training."""
+RUN_STATE = {"format", "config", "timestep", "wall_time", "next_save", "rng", "cuda_rng", "worlds", "log"}
+"""What a checkpoint holds besides the parts of the learner."""
 FROM_ENVIRONMENT = ("an observation", "a reward")
 Callback = Callable[["Run", dict[str, float]], object]
 
@@ -47,7 +49,8 @@ class Run:
     Args:
         config: the settings.
         parts: what checkpoints save, by name: objects with a `state_dict`. A resumed run restores them.
-        env: the environment, or vector of them, to train in; a resumed run restores it, if its state can be read.
+        env: the environment, or vector of them, to train in; a resumed run restores it, if its state can be read. It is
+            closed at the end of the run.
         callback: called with the run and the scalars that go to TensorBoard, by name, whenever these are logged: about
             every 1,000 timesteps. It may call `stop`. Random numbers from torch's global generator that it draws change
             the run; `evaluate` restores the generator.
@@ -73,15 +76,22 @@ class Run:
         ranks: Ranks = ALONE,
     ) -> None:
         self.ranks = ranks
-        self.home = run_directory(config)
-        if ranks.world_size > 1:
-            check_agreement(config, ranks)
-            config, self.home, self.folder = local_copy(config, self.home, ranks)
-        self.config = config
-        self.directory = run_directory(config) if ranks.rank else self.home
         self.parts = parts
         self.env = env
         self.callback = callback
+        try:
+            self._begin(config)
+        except BaseException:
+            close_env(env)
+            raise
+
+    def _begin(self, config: RunSettings) -> None:
+        self.home = run_directory(config)
+        if self.ranks.world_size > 1:
+            check_agreement(config, self.ranks)
+            config, self.home, self.folder = local_copy(config, self.home, self.ranks)
+        self.config = config
+        self.directory = run_directory(config) if self.ranks.rank else self.home
         self.resumed: dict[str, Any] | None = None
         self.timestep = self.exit_status = 0
         self.stopped = False
@@ -165,6 +175,7 @@ class Run:
         except OSError as closing:  # a full disk, for example
             error = error or closing
         self.files.release()
+        close_env(self.env)
         if isinstance(error, (Exception, StoppedError)):
             saved = (self.directory / CHECKPOINT).exists()
             where = f"rank {self.ranks.rank}, " * (self.ranks.world_size > 1) + f"at timestep {self.timestep}"
@@ -284,10 +295,17 @@ class Run:
             self.plot(self.directory / "reward.png")
 
     def _restore(self, state: Mapping[str, Any]) -> None:
+        """Continue where a checkpoint was written."""
         if state["format"] < FORMAT:
             raise UsageError(
                 f"--resume {self.directory}: the checkpoint was written by an older version of these scripts; it can be"
                 " evaluated, but not resumed: use the commit in its config.json, or start a new run"
+            )
+        if unmatched := (state.keys() - RUN_STATE) ^ self.parts.keys():
+            names = ", ".join(sorted(unmatched))
+            raise UsageError(
+                f"--resume {self.directory}: only one of the checkpoint and this script has {names};"
+                " use the commit in its config.json, or start a new run"
             )
         with fitting(self.directory):
             for name, part in self.parts.items():
@@ -298,6 +316,8 @@ class Run:
             self.timestep, self.elapsed_before = int(state["timestep"]), float(state["wall_time"])
             self.next_save = int(state["next_save"])
             worlds = state["worlds"]
+            if not worlds:
+                raise ValueError("it has no environments")
             if len(worlds) == self.ranks.world_size and None not in worlds:
                 world = set_state({"env": self.env}, worlds[self.ranks.rank])
                 vars(self.episodes).update(world["episodes"])

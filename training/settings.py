@@ -2,11 +2,15 @@
 
 import dataclasses
 import math
+import numbers
+import os
 import tomllib
+import types
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import torch
 
@@ -14,7 +18,6 @@ from environments import UsageError, first_line
 from networks import NetworkSettings
 
 PRESETS = Path(__file__).parent.parent / "presets.toml"
-PATHS = ("run_dir", "resume", "img_dir")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,18 @@ class RunSettings(NetworkSettings):
     quiet: bool = False
     """Print only errors."""
 
+    def __post_init__(self) -> None:
+        """Convert settings to their types, such as strings to paths and 1e5 to an integer.
+
+        Raises:
+            UsageError: one has another type; names it.
+        """
+        kinds = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value = converted(getattr(self, field.name), kinds[field.name])
+            self.check(field.name, value is not INVALID, f"must be {type_name(kinds[field.name])}")
+            object.__setattr__(self, field.name, value)
+
     @classmethod
     def for_env(cls, env: str, **settings: Any) -> Self:
         """The defaults, overridden by `presets.toml` for the environment, overridden by `settings`."""
@@ -75,6 +90,42 @@ class RunSettings(NetworkSettings):
             raise UsageError(f"--{name.replace('_', '-')} {shown} {requirement}")
 
 
+INVALID = object()
+
+
+def converted(value: Any, kind: Any) -> Any:
+    """A value as an instance of the type of a setting; `INVALID` if it is none and cannot be converted."""
+    if isinstance(kind, types.UnionType):
+        results = (converted(value, option) for option in typing.get_args(kind))
+        return next((result for result in results if result is not INVALID), INVALID)
+    if typing.get_origin(kind) is tuple:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        entries = tuple(converted(item, typing.get_args(kind)[0]) for item in items)
+        return INVALID if INVALID in entries else entries
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if kind is int and number and float(value).is_integer():
+        return int(value)
+    if kind is float and number:
+        return float(value)
+    if kind is Path and isinstance(value, (str, os.PathLike)):
+        return Path(value)
+    if typing.get_origin(kind) is Literal:
+        return value if value in typing.get_args(kind) else INVALID
+    return value if isinstance(value, kind) and kind not in (int, float) else INVALID
+
+
+def type_name(kind: Any) -> str:
+    """The type of a setting in words."""
+    if isinstance(kind, types.UnionType):
+        return " or ".join(map(type_name, typing.get_args(kind)))
+    if typing.get_origin(kind) is tuple:
+        return "integers"
+    if typing.get_origin(kind) is Literal:
+        return " or ".join(typing.get_args(kind))
+    names = {int: "an integer", float: "a number", bool: "True or False", str: "a string", Path: "a path"}
+    return names.get(kind, "None")
+
+
 ConfigType = TypeVar("ConfigType", bound=RunSettings)
 
 
@@ -87,11 +138,5 @@ def preset(script: str, env: str) -> dict[str, Any]:
 
 def config_from(config_class: type[Any], settings: Mapping[str, Any]) -> Any:
     """An instance of a dataclass of settings from a `config.json`; settings that it does not have are ignored."""
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(config_class):
-        if field.name in settings:
-            value = settings[field.name]
-            values[field.name] = tuple(value) if isinstance(value, list) else value
-            if field.name in PATHS and value is not None:
-                values[field.name] = Path(value)
-    return config_class(**values)
+    names = {field.name for field in dataclasses.fields(config_class)}
+    return config_class(**{name: value for name, value in settings.items() if name in names})

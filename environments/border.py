@@ -1,0 +1,112 @@
+"""The border to an environment: what it returns is checked, and brought to one form."""
+
+import weakref
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from environments.errors import EnvironmentFault, UsageError
+
+IN_USE: weakref.WeakValueDictionary[int, gym.Env] = weakref.WeakValueDictionary()
+"""The environments that were made and not closed yet, by their `id`."""
+
+
+class Border(gym.Wrapper):
+    """Checks what `reset` and `step` return, and flattens observations to vectors.
+
+    A reward or flag of one element is taken as a number. Observations have the shape that the space declares, and are
+    copies, since an environment may write its next one into the same array. Whether their values are finite is checked
+    by the caller, where that is cheapest.
+
+    Args:
+        env: the environment.
+        name: of the environment, for messages.
+
+    Raises:
+        UsageError: the environment is in use already.
+        EnvironmentFault: `reset` or `step` returned something else than Gymnasium's API and the spaces promise.
+    """
+
+    def __init__(self, env: gym.Env, name: str) -> None:
+        super().__init__(env)
+        self.name = name
+        space = self.declared = env.observation_space
+        self.is_vector = isinstance(space, spaces.Box) and len(space.shape) == 1
+        if not self.is_vector:
+            self.observation_space = spaces.flatten_space(space)
+        self.vector_shape = self.observation_space.shape
+        self.registers = not within_border(env)
+        if self.registers:
+            if IN_USE.get(id(env.unwrapped)) is env.unwrapped:
+                raise UsageError(f"env_fn of {name} returned an environment that is in use; it must make a new one")
+            IN_USE[id(env.unwrapped)] = env.unwrapped
+
+    def close(self) -> None:
+        if self.registers:
+            IN_USE.pop(id(self.env.unwrapped), None)
+        self.env.close()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, Any]:
+        result = self.env.reset(seed=seed, options=options)
+        if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
+            raise self.fault("reset() returned", result, "(observation, info)")
+        return self.observation(result[0], "reset()"), result[1]
+
+    def step(self, action: Any) -> tuple[np.ndarray, Any, Any, Any, Any]:
+        result = self.env.step(action)
+        if not isinstance(result, tuple) or len(result) != 5:
+            raise self.fault("step() returned", result, "(observation, reward, terminated, truncated, info)")
+        observation, reward, terminated, truncated, info = result
+        return (
+            self.observation(observation, "step()"),
+            reward if type(reward) is float else self.number(reward, "reward"),
+            terminated if type(terminated) is bool else bool(self.number(terminated, "terminated")),
+            truncated if type(truncated) is bool else bool(self.number(truncated, "truncated")),
+            info,
+        )
+
+    def observation(self, observation: Any, source: str) -> np.ndarray:
+        """An observation as a vector (D,) of the declared type."""
+        try:
+            values = observation if self.is_vector else spaces.flatten(self.declared, observation)
+            vector = np.array(values, dtype=self.observation_space.dtype)
+        except Exception as error:  # a space can raise anything
+            raise self.fault(f"{source} returned the observation", observation, f"one of {self.declared}") from error
+        if vector.shape != self.vector_shape:
+            raise self.fault(f"{source} returned the observation", observation, f"one of {self.declared}")
+        return vector
+
+    def number(self, value: Any, what: str) -> float:
+        """A number from one, or from an array or sequence of one element."""
+        try:
+            array = np.asarray(value, dtype=np.float64)
+        except (TypeError, ValueError):
+            array = np.empty(0)
+        if array.size != 1 or value is None:  # NumPy takes None for NaN
+            raise self.fault(f"step() returned the {what}", value, "one number")
+        return float(array.reshape(()))
+
+    def fault(self, source: str, came: Any, declared: str) -> EnvironmentFault:
+        """The error: what came, and what should have come."""
+        return EnvironmentFault(f"{self.name}: {source} {describe(came)}, which should be {declared}")
+
+
+def within_border(env: gym.Env) -> bool:
+    """Whether a wrapper of this environment, or itself, is a `Border`."""
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, Border):
+            return True
+        env = env.env
+    return False
+
+
+def describe(value: Any) -> str:
+    """A value in a few words: type and shape of an array, types of the entries of a tuple, or the value."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return f"an array of shape {value.shape} and type {value.dtype}"
+    if isinstance(value, tuple):
+        return f"a tuple of {len(value)} ({', '.join(type(item).__name__ for item in value)})"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:60]}..."

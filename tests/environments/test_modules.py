@@ -1,0 +1,52 @@
+"""Modules of a user's own, where the scripts find them."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import EPOCH, PROJECT
+
+MINE = """
+import gymnasium as gym
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+gym.register("Mine-v0", entry_point=CartPoleEnv, max_episode_steps=50)
+def potential(observations):
+    return observations[:, 0]
+"""
+
+
+def run(tmp_path, *args):
+    command = [sys.executable, PROJECT / EPOCH, "--total-timesteps", "512", "--run-dir", "run", *args]
+    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+
+
+@pytest.mark.slow
+def test_a_module_in_the_current_directory_is_found(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    result = run(tmp_path, "--env", "mine:Mine-v0", "--reward-shaping", "mine:potential")
+    assert (result.returncode, result.stderr) == (0, "")
+    command = [sys.executable, PROJECT / "evaluate.py", "run", "--episodes", "2"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "args", "words"),
+    [
+        ("from utils import helper", ["--env", "mine:Mine-v0"], "utils is also a module of these scripts"),
+        ("import networks.layers", ["--env", "mine:Mine-v0"], "networks"),
+        ("1 / 0", ["--env", "mine:Mine-v0"], "module 'mine' cannot be imported: division by zero"),
+        ("x = 1", ["--reward-shaping", "mine:x"], "mine has no function 'x'"),
+        ("(", ["--reward-shaping", "mine:x"], "module 'mine' cannot be imported"),
+        ("", ["--reward-shaping", "mine"], "must be built-in or module:function"),
+    ],
+)
+def test_a_module_that_cannot_be_used_is_one_line(tmp_path, code, args, words):
+    (tmp_path / "mine.py").write_text(code)
+    (tmp_path / "utils.py").write_text("def helper(): ...")
+    result = run(tmp_path, *args)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert words in line
+    assert not (tmp_path / "run").exists()
