@@ -143,14 +143,14 @@ def train(config: Config, env_fn: EnvFn | None = None, callback: Callback | None
             if shaping:
                 reward = float(reward) + shaping(loop.observation, next_observation, terminated).item()
             outcome = Outcome(reward=reward, terminated=terminated, truncated=truncated, lr_scale=lr_scale)
-            inputs = to_tensor(next_observation, config.device), to_tensor(outcome, config.device)
+            inputs = to_tensor(next_observation, config.device), to_tensor([*outcome], config.device)
             loop.state, loop.action, loop.env_action, statistics = learner.learn_and_act(
                 loop.state, loop.action, *inputs, learner.actor.network.noise()
             )
             loop.observation = next_observation
             loop.log.append(statistics.tolist())
-            td_error = Statistics(*loop.log[-1]).td_error
-            if not math.isfinite(td_error):
+            if not math.isfinite(sum(loop.log[-1])):
+                td_error = Statistics(*loop.log[-1]).td_error
                 run.check_finite({"an observation": next_observation, "a reward": reward, "the TD error": td_error})
             if run.log_due:
                 run.log_update(learner.metrics(Statistics(*np.array(loop.log).T)))

@@ -36,7 +36,7 @@ class Border(gym.Wrapper):
         self.is_vector = isinstance(space, spaces.Box) and len(space.shape) == 1
         if not self.is_vector:
             self.observation_space = spaces.flatten_space(space)
-        self.vector_shape = self.observation_space.shape
+        self.vector_shape, self.dtype = self.observation_space.shape, self.observation_space.dtype
         self.registers = not within_border(env)
         if self.registers:
             if IN_USE.get(id(env.unwrapped)) is env.unwrapped:
@@ -71,7 +71,7 @@ class Border(gym.Wrapper):
         """An observation as a vector (D,) of the declared type."""
         try:
             values = observation if self.is_vector else spaces.flatten(self.declared, observation)
-            vector = np.array(values, dtype=self.observation_space.dtype)
+            vector = np.array(values, dtype=self.dtype)
         except Exception as error:  # a space can raise anything
             raise self.fault(f"{source} returned the observation", observation, f"one of {self.declared}") from error
         if vector.shape != self.vector_shape:

@@ -21,7 +21,7 @@ from gymnasium.vector import VectorEnv
 
 # Not part of the state: these stay as the constructor made them.
 FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType, type)
-STATIC = (*FUNCTIONS, spaces.Space, EnvSpec, Enum)
+STATIC = (*FUNCTIONS, np.dtype, spaces.Space, EnvSpec, Enum)
 STATIC_BY_NAME = {"mujoco.MjModel", "gymnasium.MujocoRenderer"}  # MuJoCo is imported only by environments that use it
 # MuJoCo computes these from the state at the beginning of a step, and keeps them until the next. Rewards and
 # observations are read from them, and would differ if they were recomputed from the current state.

@@ -88,6 +88,8 @@ class Compiled:
         if len(calls) != 1 or list(map(id, flatten(results))) != list(map(id, outputs)):
             return results, method  # an output is an argument, for example, which the compiled code does not return
         call, sources, structure = calls[0], flatten(args), skeleton(results)
+        is_flat = len(sources) == len(args)  # the usual case, in which the arguments need no flattening
+        returns_tuple = isinstance(structure, tuple) and not any(item is not None for item in structure)
         places = [
             (place, i) for place, given in enumerate(inputs) for i, source in enumerate(sources) if given is source
         ]
@@ -106,10 +108,11 @@ class Compiled:
                     self.failed(ValueError(CHANGED))
                     self.fast = self.method
                 return results
-            given, sources = inputs.copy(), flatten(args)
+            given, sources = inputs.copy(), args if is_flat else flatten(args)
             for place, i in places:
                 given[place] = sources[i]
-            return unflatten(structure, iter(call(given)))
+            results = call(given)
+            return tuple(results) if returns_tuple else unflatten(structure, iter(results))
 
         return results, fast
 
