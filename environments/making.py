@@ -46,6 +46,18 @@ def make_env(env_id: str, env_fn: EnvFn | None = None, **kwargs: Any) -> gym.Env
         env = env_fn() if env_fn else gym.make(env_id, disable_env_checker=True, **kwargs)
     except Exception as error:  # a constructor can raise anything
         raise UsageError(f"--env {env_id} cannot be made: {first_line(error)}") from error
+    if not isinstance(env, gym.Env):
+        raise UsageError(f"--env {env_id} is a {type(env).__name__}, which is not a gymnasium.Env")
+    try:
+        check_spaces(env, env_id)
+    except UsageError:
+        env.close()
+        raise
+    return Border(env, env_id)
+
+
+def check_spaces(env: gym.Env, env_id: str) -> None:
+    """Raise a `UsageError` if a space of an environment is missing or not supported."""
     for name in ("observation_space", "action_space"):
         if not isinstance(getattr(env, name, None), spaces.Space):
             raise UsageError(f"--env {env_id} has no {name}; set it to a space of gymnasium.spaces")
@@ -55,7 +67,6 @@ def make_env(env_id: str, env_fn: EnvFn | None = None, **kwargs: Any) -> gym.Env
             " use Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple"
         )
     ActionMap(env.action_space, env_id)  # raises if the action space is not supported
-    return Border(env, env_id)
 
 
 def make_vector_env(env_id: str, num_envs: int, env_fn: EnvFn | None = None, backend: str = "sync") -> VectorEnv:

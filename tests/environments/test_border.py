@@ -221,3 +221,19 @@ def test_a_space_that_is_missing_is_named(missing):
 
     with pytest.raises(UsageError, match=f"--env mine has no {missing}; set it"):
         make_env("mine", Forgot)
+
+
+def test_what_cannot_be_used_is_closed_or_named():
+    made = []
+
+    class Text(Mine):
+        def __init__(self):
+            super().__init__()
+            self.action_space = spaces.Text(3)
+            made.append(self)
+
+    with pytest.raises(UsageError, match="has the action space Text"):
+        make_env("mine", Text)
+    assert made[0].closed == 1
+    with pytest.raises(UsageError, match=r"--env mine is a dict, which is not a gymnasium\.Env"):
+        make_env("mine", dict)
