@@ -139,10 +139,10 @@ class Batch(NamedTuple):
 
 
 def collect(envs: VectorEnv, observations: np.ndarray, learner: A2C, run: Run) -> tuple[Batch, np.ndarray]:
-    """Step the environments for `sample_size` timesteps with the current policy.
+    """Step the environments for `sample_size` timesteps; returns the batch, and the observations after it.
 
     Args:
-        observations: the current ones of the environments, (N, D), not normalized; those after the batch are returned.
+        observations: the current observations of the environments, (N, D), not normalized.
     """
     config, all_observations, all_actions, outcomes = learner.config, [], [], []
     # All ranks draw the same noise, for all environments, and use their slice of it.
