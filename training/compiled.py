@@ -62,6 +62,7 @@ class Compiled:
         inputs: list[Tensor | None] = []
         outputs: list[Tensor] = []
         calls: list[Callable[[list[Any]], list[Tensor]]] = []
+        graphs: list[Any] = []
 
         def inner_compile(*args: Any, **options: Any) -> Any:
             graph: Any = compile_fx_inner(*args, **options)
@@ -76,6 +77,7 @@ class Compiled:
             return graph
 
         def backend(graph: Any, example_inputs: list[Tensor]) -> Any:
+            graphs.append(graph)
             inputs.extend(example_inputs)
             return compile_fx(graph, example_inputs, inner_compile=inner_compile, config_patches=self.OPTIONS)
 
@@ -104,7 +106,7 @@ class Compiled:
             if not count & (count - 1):
                 results = method(*args)
                 outputs.clear()
-                if len(calls) > 1:  # it was compiled again
+                if len(graphs) > 1:  # it was compiled again
                     self.failed(ValueError(CHANGED))
                     self.fast = self.method
                 return results

@@ -226,7 +226,7 @@ def test_evaluate_says_what_is_wrong(forked, tmp_path):
     checkpoint.write_bytes(sealed({"format": FORMAT, "config": settings, "actor": {}, "obs_normalizer": {}}))
     refused(forked(EVALUATE, "run"), 2, "does not fit")
     logs = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.csv")}
-    refused(forked(EPOCH, "--resume", "run"), 2, "does not fit")
+    refused(forked(EPOCH, "--resume", "run"), 2, "only one of the checkpoint and this script has actor_optimizer")
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.csv")} == logs
     checkpoint.unlink()
     refused(forked(EVALUATE, "run"), 2, "checkpoint.pt")
