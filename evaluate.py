@@ -24,7 +24,7 @@ from environments import UsageError, first_line
 from training import Policy, evaluate, load_policy
 from training.cli import fail, tyro_cli
 from training.files import check_writable, load_config
-from training.policy import load_critic
+from training.policy import closing, load_critic
 from utils import plot_maps
 
 
@@ -87,7 +87,8 @@ def watch(policy: Policy, env_id: str, config: Config) -> dict[str, Any]:
 
 def draw_policy_map(path: Path, directory: Path, policy: Policy, env_id: str) -> None:
     """Draw the policy's mode and the critic's value over a state space of two dimensions."""
-    space: Any = environments.make_env(env_id).observation_space
+    with closing(environments.make_env(env_id)) as env:
+        space: Any = env.observation_space
     if "Pendulum-v" in env_id and space.shape == (3,):
         names, low, high = ("angle from upright (rad)", "angular speed (rad/s)"), (-np.pi, -8.0), (np.pi, 8.0)
     elif space.shape == (2,) and np.isfinite([space.low, space.high]).all():

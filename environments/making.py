@@ -1,5 +1,6 @@
 """Making environments by id, one or many that are stepped together."""
 
+import contextlib
 import difflib
 import re
 import warnings
@@ -51,7 +52,8 @@ def make_env(env_id: str, env_fn: EnvFn | None = None, **kwargs: Any) -> gym.Env
     try:
         check_spaces(env, env_id)
     except UsageError:
-        env.close()
+        with contextlib.suppress(Exception):  # the error that matters is the first one
+            env.close()
         raise
     return Border(env, env_id)
 

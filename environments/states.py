@@ -53,10 +53,15 @@ def get_state(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return {"tensor": value.clone()}
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biuf":
-        return {"array": torch.from_numpy(np.array(value))}
+        try:
+            return {"array" if isinstance(value, np.ndarray) else "number": torch.from_numpy(np.array(value))}
+        except (TypeError, ValueError) as error:  # long doubles, or another byte order
+            raise UnreadableError(f"a NumPy array of {value.dtype}") from error
     if isinstance(value, np.random.Generator):
         return {"generator": get_state(value.bit_generator.state)}
     if isinstance(value, (gym.Env, VectorEnv)):
+        if any(vars(cls).get("__slots__") for cls in type(value).__mro__):
+            raise UnreadableError(f"{type(value).__name__}, whose attributes are __slots__")
         return {"environment": {name: get_state(attribute) for name, attribute in vars(value).items()}}
     mujoco = sys.modules.get("mujoco")
     if mujoco and isinstance(value, mujoco.MjData):
@@ -88,7 +93,9 @@ def set_state(current: Any, saved: Any) -> Any:
     ((kind, content),) = saved.items()
     match kind:
         case "array":
-            return content.numpy().copy()[()]
+            return content.numpy().copy()
+        case "number":
+            return content.numpy()[()]
         case "generator":
             state = set_state(None, content)
             bit_generator = GENERATORS[state["bit_generator"]]()

@@ -1,5 +1,6 @@
 """Many environments in one process, stepped one after the other."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,7 +33,8 @@ class SequentialVectorEnv(VectorEnv):
             for env_fn in env_fns:
                 self._add(env_fn(), name)
         except BaseException:
-            self.close_extras()
+            with contextlib.suppress(Exception):  # the error that matters is the first one
+                self.close_extras()
             raise
         self.num_envs, first = len(self.envs), self.envs[0]
         self.single_observation_space, self.single_action_space = first.observation_space, first.action_space
@@ -42,17 +44,15 @@ class SequentialVectorEnv(VectorEnv):
         self.observations = np.zeros((self.num_envs, *shape), dtype)
 
     def _add(self, env: gym.Env, name: str) -> None:
-        """Add an environment, unless it does not go with those that are there."""
-        for other in self.envs[:1]:
-            if env.observation_space.shape != other.observation_space.shape:
-                differ = (
-                    f"observation spaces of different shapes, {other.observation_space} and {env.observation_space}"
-                )
-                raise UsageError(f"copies of {name} have {differ}; make them equal")
-            if env.action_space != other.action_space:
-                differ = f"different action spaces, {other.action_space} and {env.action_space}"
-                raise UsageError(f"copies of {name} have {differ}; make them equal")
+        """Add an environment; raises a `UsageError` if its spaces do not fit those of the first one."""
         self.envs.append(env)
+        first = self.envs[0]
+        if env.observation_space.shape != first.observation_space.shape:
+            differ = f"observation spaces of different shapes, {first.observation_space} and {env.observation_space}"
+            raise UsageError(f"copies of {name} have {differ}; make them equal")
+        if env.action_space != first.action_space:
+            differ = f"different action spaces, {first.action_space} and {env.action_space}"
+            raise UsageError(f"copies of {name} have {differ}; make them equal")
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None

@@ -170,6 +170,20 @@ class Unreadable(gym.Env):
         return np.zeros(2, np.float32), 1.0, False, next(self.t) % 10 == 9, {}
 
 
+class Slots(gym.Env):
+    __slots__ = ("t",)
+
+
+def test_what_cannot_be_saved_is_said_and_what_is_an_array_stays_one():
+    for wrong in (np.longdouble(1), np.zeros(2, ">f8"), Slots()):
+        with pytest.raises(UnreadableError):
+            get_state(wrong)
+    for value in (np.zeros(()), np.float64(2), np.arange(3)):
+        restored = set_state(None, get_state(value))
+        assert (type(restored), restored.dtype) == (type(value), value.dtype)
+        np.testing.assert_array_equal(restored, value)
+
+
 def test_an_environment_that_cannot_be_read_starts_anew_and_says_so(tmp_path, capsys):
     with pytest.raises(UnreadableError, match="range_iterator"):
         get_state(Unreadable())
