@@ -21,7 +21,7 @@ from training.settings import RunSettings, config_from
 from utils import ObservationNormalizer
 
 MAX_EPISODE_STEPS = 10_000
-"""Steps after which an episode of an evaluation is ended, if the environment has no time limit."""
+"""Steps after which an episode of an evaluation is cut, unless the environment was registered with a higher limit."""
 
 
 class Policy:
@@ -30,7 +30,7 @@ class Policy:
     Args:
         actor: maps normalized observations (N, D) to a distribution.
         normalizer: is not updated.
-        action_map: from the output of the actor to the environment's actions.
+        action_map: from sampled actions to those of the environment.
     """
 
     def __init__(self, actor: nn.Module, normalizer: ObservationNormalizer, action_map: ActionMap) -> None:
@@ -131,8 +131,8 @@ def evaluate(
         num_envs: environments that are stepped together, at most one per episode.
 
     Returns:
-        `env`, `episodes`, `mean_return`, `std_return`, `min_return`. Where the environment has no time limit, an
-        episode is ended after 10,000 steps, which is said on standard error.
+        `env`, `episodes`, `mean_return`, `std_return`, `min_return`. An episode is cut after 10,000 steps, or the time
+        limit that the environment was registered with if that is higher; this is said on standard error.
 
     Raises:
         EnvironmentFault: the environment returned an observation or reward that is not finite.
@@ -166,7 +166,7 @@ def evaluate(
                 observations, _ = envs.reset(options={"reset_mask": done})
     if endless:
         print(
-            f"{endless} of {episodes} episodes of {env_id} were ended after {limit:,} steps: it has no time limit",
+            f"{endless} of {episodes} episodes of {env_id} did not end within {limit:,} steps and were cut there",
             file=sys.stderr,
         )
     return {
