@@ -15,15 +15,14 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 from torch.distributions import Independent
 
 import environments
-from environments import ActionMap, EnvFn, to_tensor
+from environments import ActionMap, EnvFn, Shaping, observation_tensor, to_tensor
 from networks import Critic, FlatNetwork, make_actor, repeat_noise
-from training import ALONE, Callback, Policy, Ranks, Run, RunSettings, compile_methods, main
+from training import ALONE, Callback, Policy, Ranks, Run, RunSettings, compile_methods, main, prepare, seed_all
 from utils import AdvantageNormalizer, ObservationNormalizer, RewardNormalizer, explained_variance, gae
 
 
@@ -57,8 +56,7 @@ class Config(RunSettings):
     max_step: float = math.inf
     """Clip the RMS of each parameter update to this multiple of the learning rate. Use 1 with small batches."""
     center_advantages: bool = True
-    """Subtract the batch mean from the advantages. Turn off for small batches, where the mean carries most of the
-    signal."""
+    """Subtract the batch mean from the advantages. Turn off for small batches: it carries most of their signal."""
     obs_norm: bool = True
     """Normalize observations by their running mean and standard deviation."""
     reward_norm: bool = True
@@ -76,6 +74,8 @@ class Config(RunSettings):
         for name in ("gamma", "gae_lambda", "noise_hold"):
             self.check(name, 0 <= getattr(self, name) <= 1, "must be between 0 and 1")
         self.check("ent_coef", self.ent_coef >= 0, "must not be negative")
+        only = self.sample_size > 1 or not self.center_advantages
+        self.check("sample_size", only, "is one transition, whose centered advantage is 0: add --no-center-advantages")
         divides = self.sample_size % self.num_envs == 0
         self.check("sample_size", divides, f"must be a multiple of --num-envs {self.num_envs}")
 
@@ -91,29 +91,31 @@ def train(config: Config, env_fn: EnvFn | None = None, callback: Callback | None
 
     Args:
         config: the settings.
-        env_fn: makes the environment, instead of `gymnasium.make`; `config.env` is then only its name.
+        env_fn: makes the environment from `config.env_kwargs`, if it is not registered; `config.env` is then its name.
         callback: called with the run and the values logged to TensorBoard, about every 1,000 timesteps.
 
     Raises:
         UsageError: invalid settings, before anything is written.
-        TrainingError: a value that is not finite, or an exception in the environment or the callback.
+        TrainingError: a value that is not finite, or an exception in the environment.
     """
-    config.validate()
+    config = prepare(config)
     ranks = Ranks.started(config.device)
     num_envs = ranks.divide("--num-envs", config.num_envs)
-    torch.manual_seed(config.seed)
-    envs = environments.make_vector_env(config.env, num_envs, env_fn, config.vector_backend)
-    action_map = ActionMap(envs.single_action_space)
-    learner = A2C(config, spaces.flatdim(envs.single_observation_space), action_map, ranks)
+    shaping = environments.load_shaping(config.reward_shaping, config.env, config.gamma)
+    seed_all(config.seed, ranks.rank)
+    envs = environments.make_vector_env(config.env, num_envs, env_fn, config.env_kwargs, config.vector_backend)
+    action_map, observation_map = environments.make_maps(envs)
+    torch.manual_seed(config.seed)  # again: an environment may have drawn from the global generator, or seeded it
+    learner = A2C(config, observation_map.size, action_map, ranks)
     with Run(config, learner.parts, envs, callback, ranks) as run:
-        run.policy = Policy(learner.actor.network, learner.obs_normalizer, action_map)
+        run.policy = Policy(learner.actor.network, learner.obs_normalizer, action_map, observation_map)
         if run.resumed:
             observations = run.resumed["observations"]
         else:
             observations = environments.reset_all(envs, run.env_seed, first=ranks.rank * num_envs)
         while run.unfinished:
             lr_scale = 1.0 - run.progress
-            batch, observations = collect(envs, observations, learner, run)
+            batch, observations = collect(envs, observations, learner, run, shaping)
             run.log_update(learner.update(batch, lr_scale))
             del batch  # the policy has changed: these transitions are off-policy now
             if run.save_due:
@@ -138,19 +140,23 @@ class Batch(NamedTuple):
     """1 where the episode was truncated at s', else 0, (T, N)."""
 
 
-def collect(envs: VectorEnv, observations: np.ndarray, learner: A2C, run: Run) -> tuple[Batch, np.ndarray]:
+def collect(
+    envs: VectorEnv, observations: np.ndarray, learner: A2C, run: Run, shaping: Shaping | None = None
+) -> tuple[Batch, np.ndarray]:
     """Step the environments for `sample_size` timesteps; returns the batch, and the observations after it.
 
     Args:
         observations: the current observations of the environments, (N, D), not normalized.
+        shaping: adds to the rewards, see `environments.shaping_reward`.
     """
     config, all_observations, all_actions, outcomes = learner.config, [], [], []
     # All ranks draw the same noise, for all environments, and use their slice of it.
-    noise = learner.actor.network.noise(config.sample_size // config.num_envs, config.num_envs)
+    steps, generator = config.sample_size // config.num_envs, run.generator
+    noise = learner.actor.network.noise(steps, config.num_envs, generator=generator)
     if not learner.action_map.continuous:
-        noise = repeat_noise(noise, config.noise_hold * (1.0 - run.progress))
+        noise = repeat_noise(noise, config.noise_hold * (1.0 - run.progress), generator)
     for step_noise in noise[:, learner.ranks.local_slice(config.num_envs)].unbind():
-        actions, env_actions = learner.act(to_tensor(observations, config.device), step_noise)
+        actions, env_actions = learner.act(observation_tensor(observations, config.device), step_noise)
         next_observations, rewards, terminated, truncated, _ = envs.step(env_actions.cpu().numpy())
         run.count(config.num_envs)
         all_observations.append(observations)
@@ -163,13 +169,13 @@ def collect(envs: VectorEnv, observations: np.ndarray, learner: A2C, run: Run) -
     run.check_steps("an observation", next_observations)
     run.check_steps("a reward", rewards)
     run.log_rewards(rewards, terminated | truncated)  # the environment's own rewards, before shaping
-    if learner.shaping:
-        rewards = rewards + learner.shaping(np.array(all_observations), next_observations, terminated)
+    if shaping:
+        rewards = rewards + shaping(np.array(all_observations), next_observations, terminated)
     batch = Batch(
-        observations=to_tensor(all_observations, config.device),
+        observations=observation_tensor(all_observations, config.device),
         actions=torch.stack(all_actions),
         rewards=to_tensor(rewards, config.device),
-        next_observations=to_tensor(next_observations, config.device),
+        next_observations=observation_tensor(next_observations, config.device),
         terminated=to_tensor(terminated, config.device),
         truncated=to_tensor(truncated, config.device),
     )
@@ -209,7 +215,6 @@ class A2C:
             "reward_normalizer": self.reward_normalizer,
             "advantage_normalizer": self.advantage_normalizer,
         }
-        self.shaping = environments.load_shaping(config.reward_shaping, config.env, config.gamma)
         if config.compile and config.total_timesteps >= COMPILE_FROM:
             compile_methods(self, "act", "update_actor", "update_critic")
 

@@ -16,13 +16,12 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from torch import Tensor, nn
 
 import environments
-from environments import ActionMap, EnvFn, to_tensor
+from environments import ActionMap, EnvFn, observation_tensor, to_tensor
 from networks import Critic, FlatNetwork, make_actor
-from training import Callback, Policy, Run, RunSettings, compile_methods, main
+from training import Callback, Policy, Run, RunSettings, compile_methods, main, prepare, seed_all
 from utils import ObservationNormalizer, RewardNormalizer, explained_variance
 
 
@@ -106,23 +105,24 @@ def train(config: Config, env_fn: EnvFn | None = None, callback: Callback | None
 
     Args:
         config: the settings.
-        env_fn: makes the environment, instead of `gymnasium.make`; `config.env` is then only its name.
+        env_fn: makes the environment from `config.env_kwargs`, if it is not registered; `config.env` is then its name.
         callback: called with the run and the values logged to TensorBoard, about every 1,000 timesteps.
 
     Raises:
         UsageError: invalid settings, before anything is written.
-        TrainingError: a value that is not finite, or an exception in the environment or the callback.
+        TrainingError: a value that is not finite, or an exception in the environment.
     """
-    config.validate()
+    config = prepare(config)
     if config.textbook:
         config = dataclasses.replace(config, **TEXTBOOK)
-    torch.manual_seed(config.seed)
     shaping = environments.load_shaping(config.reward_shaping, config.env, config.gamma)
-    env = environments.make_env(config.env, env_fn)
-    action_map = ActionMap(env.action_space)
-    learner = A2C(config, spaces.flatdim(env.observation_space), action_map)
+    seed_all(config.seed)
+    env = environments.make_env(config.env, env_fn, config.env_kwargs)
+    action_map, observation_map = environments.make_maps(env)
+    torch.manual_seed(config.seed)  # again: an environment may have drawn from the global generator, or seeded it
+    learner = A2C(config, observation_map.size, action_map)
     with Run(config, learner.parts, env, callback) as run:
-        run.policy = Policy(learner.actor.network, learner.obs_normalizer, action_map)
+        run.policy = Policy(learner.actor.network, learner.obs_normalizer, action_map, observation_map)
         loop = Loop(**run.resumed) if run.resumed else Loop()
         seed = None if run.resumed else run.env_seed  # only the first reset is seeded
         while run.unfinished:
@@ -130,12 +130,13 @@ def train(config: Config, env_fn: EnvFn | None = None, callback: Callback | None
                 learner.reset_traces()
                 loop.observation, _ = env.reset(seed=seed)
                 run.check_finite({"an observation": loop.observation})
-                loop.state = learner.observe(to_tensor(loop.observation, config.device))
-                loop.action, loop.env_action = learner.act(loop.state, learner.actor.network.noise())
+                loop.state = learner.observe(observation_tensor(loop.observation, config.device))
+                noise = learner.actor.network.noise(generator=run.generator)
+                loop.action, loop.env_action = learner.act(loop.state, noise)
                 loop.episode_return, loop.length, seed = 0.0, 0, None
             lr_scale = 1.0 - run.progress if config.anneal_lr else 1.0
             next_observation, reward, terminated, truncated, _ = env.step(loop.env_action.cpu().numpy()[()])
-            run.count(1)
+            run.count(1, reward)
             loop.done = terminated or truncated
             loop.episode_return, loop.length = loop.episode_return + float(reward), loop.length + 1
             if loop.done:  # the environment's own rewards, neither shaped nor scaled
@@ -143,9 +144,10 @@ def train(config: Config, env_fn: EnvFn | None = None, callback: Callback | None
             if shaping:
                 reward = float(reward) + shaping(loop.observation, next_observation, terminated).item()
             outcome = Outcome(reward=reward, terminated=terminated, truncated=truncated, lr_scale=lr_scale)
-            inputs = to_tensor(next_observation, config.device), to_tensor([*outcome], config.device)
+            inputs = observation_tensor(next_observation, config.device), to_tensor([*outcome], config.device)
+            noise = learner.actor.network.noise(generator=run.generator)
             loop.state, loop.action, loop.env_action, statistics = learner.learn_and_act(
-                loop.state, loop.action, *inputs, learner.actor.network.noise()
+                loop.state, loop.action, *inputs, noise
             )
             loop.observation = next_observation
             loop.log.append(statistics.tolist())

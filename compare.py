@@ -30,6 +30,7 @@ from training.cli import fail, tyro_cli
 from training.comparison import CURVES, RANDOM, CurveName, Results, interval, iqm, probability_of_improvement, solved
 from training.experiments import WINDOW, Task, train_all
 from training.files import check_writable, file_name
+from training.policy import closing
 from utils import plot_returns
 
 THRESHOLDS = {"Pendulum-v0": -200.0}
@@ -149,7 +150,8 @@ def report(results: Results, img_dir: Path) -> None:
 
 def compare(config: Config) -> int:
     """Train the missing runs, and report; returns the exit status."""
-    environments.make_env(config.env)  # raises if there is no such environment
+    with closing(environments.make_env(config.env)):  # raises if there is no such environment
+        pass
     results = Results(config.results, file_name(config.env))
     if results.runs and results.timesteps != config.total_timesteps:
         raise UsageError(

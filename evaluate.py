@@ -24,7 +24,7 @@ from environments import UsageError, first_line
 from training import Policy, evaluate, load_policy
 from training.cli import fail, tyro_cli
 from training.files import check_writable, load_config
-from training.policy import closing, load_critic
+from training.policy import load_critic
 from utils import plot_maps
 
 
@@ -61,13 +61,13 @@ class Config:
                 check_writable(flag, path.parent)
 
 
-def watch(policy: Policy, env_id: str, config: Config) -> dict[str, Any]:
+def watch(policy: Policy, env_id: str, env_kwargs: dict[str, Any], config: Config) -> dict[str, Any]:
     """Evaluate on episodes played one after the other, shown in a window or recorded as a video."""
     flag, mode = ("--video", "rgb_array") if config.video else ("--render", "human")
     with tempfile.TemporaryDirectory() as folder:
 
         def make() -> gym.Env:
-            env = environments.make_env(env_id, render_mode=mode)
+            env = environments.make_env(env_id, None, env_kwargs, render_mode=mode)
             if config.video:  # one video of all episodes
                 env = RecordVideo(
                     env, f"{folder}/film", lambda i: i == 0, video_length=sys.maxsize, disable_logger=True
@@ -87,8 +87,7 @@ def watch(policy: Policy, env_id: str, config: Config) -> dict[str, Any]:
 
 def draw_policy_map(path: Path, directory: Path, policy: Policy, env_id: str) -> None:
     """Draw the policy's mode and the critic's value over a state space of two dimensions."""
-    with closing(environments.make_env(env_id)) as env:
-        space: Any = env.observation_space
+    space: Any = policy.observation_map.space
     if "Pendulum-v" in env_id and space.shape == (3,):
         names, low, high = ("angle from upright (rad)", "angular speed (rad/s)"), (-np.pi, -8.0), (np.pi, 8.0)
     elif space.shape == (2,) and np.isfinite([space.low, space.high]).all():
@@ -117,14 +116,16 @@ def main() -> None:
         config = tyro_cli(Config, sys.argv[1:])
         config.validate()
         policy, env_id = load_policy(config.directory)
+        saved = load_config(config.directory)
+        kwargs = saved.get("env_kwargs", {})
         if config.policy_map:
             draw_policy_map(config.policy_map, config.directory, policy, env_id)
         if config.video or config.render:
-            score = watch(policy, env_id, config)
+            score = watch(policy, env_id, kwargs, config)
         else:
             # Of an environment that was trained alone there may be only one.
-            num_envs = 1 if load_config(config.directory)["script"] == "step" else 20
-            score = evaluate(policy, env_id, config.episodes, config.seed, config.stochastic, num_envs=num_envs)
+            options = {"num_envs": 1 if saved["script"] == "step" else 20, "env_kwargs": kwargs}
+            score = evaluate(policy, env_id, config.episodes, config.seed, config.stochastic, **options)
     except UsageError as error:
         fail(error, 2)
     except KeyboardInterrupt as stop:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, Normal
 
+LARGE_LOG_STD = 4.0
+"""From here on, the logarithm of a standard deviation that is a parameter saturates, at 1 more."""
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "leaky_relu": nn.LeakyReLU}
 
 
@@ -85,7 +87,7 @@ class Actor(nn.Module):
     random numbers of a whole batch are drawn at once, and `repeat_noise` can correlate them.
     """
 
-    def noise(self, *batch: int) -> Tensor:
+    def noise(self, *batch: int, generator: torch.Generator | None = None) -> Tensor:
         """Random numbers for `sample`, shape (*batch, ...); empty here, where `sample` draws its own."""
         return torch.empty(*batch, 0)
 
@@ -125,14 +127,16 @@ class GaussianActor(Actor):
             mean, std = mean.chunk(2, dim=-1)
             std = nn.functional.softplus(std)
         else:
-            std = self.log_std.exp().expand_as(mean)
+            # Where nothing is to be learned, the entropy bonus would raise it without end.
+            excess = (self.log_std - LARGE_LOG_STD).clamp(min=0.0)
+            std = (self.log_std - excess + excess.tanh()).exp().expand_as(mean)
         limits = self.limits.where(limited, 1.0)  # inf * tanh(0) is NaN, and would reach the gradient through `where`
         mean = torch.where(limited, limits * (mean / limits).tanh(), mean)
         return Independent(Normal(mean, std, validate_args=False), 1)
 
-    def noise(self, *batch: int) -> Tensor:
+    def noise(self, *batch: int, generator: torch.Generator | None = None) -> Tensor:
         """Standard normal noise, (*batch, A)."""
-        return torch.randn(*batch, len(self.limits), device=self.limits.device)
+        return torch.randn(*batch, len(self.limits), device=self.limits.device, generator=generator)
 
     def sample(self, distribution: Independent, noise: Tensor) -> Tensor:
         """Actions (..., A) by reparameterization: mean + standard deviation * noise."""
@@ -165,10 +169,10 @@ class CategoricalActor(Actor):
         logits = self.logits(observations).unflatten(-1, self.shape) + self.mask
         return Independent(Categorical(logits=logits, validate_args=False), 1)
 
-    def noise(self, *batch: int) -> Tensor:
+    def noise(self, *batch: int, generator: torch.Generator | None = None) -> Tensor:
         """Gumbel noise for each logit, (*batch, A, max(nvec))."""
         # -log(Exponential(1)) is Gumbel(0, 1); clamped, since log(0) is infinite.
-        exponential = torch.empty(*batch, *self.shape, device=self.mask.device).exponential_()
+        exponential = torch.empty(*batch, *self.shape, device=self.mask.device).exponential_(generator=generator)
         return -exponential.clamp_min(torch.finfo(torch.float32).tiny).log()
 
     def sample(self, distribution: Independent, noise: Tensor) -> Tensor:
@@ -190,7 +194,7 @@ def make_actor(observation_size: int, nvec: Sequence[int], bounded: Sequence[boo
     return GaussianActor(observation_size, bounded, settings)
 
 
-def repeat_noise(noise: Tensor, probability: float) -> Tensor:
+def repeat_noise(noise: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
     """Repeat, with some probability, the sampling noise of the previous step, so that consecutive actions agree.
 
     The effects of independent random actions tend to cancel; correlated ones explore further (temporally correlated
@@ -201,9 +205,10 @@ def repeat_noise(noise: Tensor, probability: float) -> Tensor:
     Args:
         noise: of T steps in N environments, (T, N, ...).
         probability: of repeating the noise of the previous step, in [0, 1]; the first step always has its own.
+        generator: for the choice; None for PyTorch's global one.
     """
     steps, num_envs = noise.shape[:2]
-    repeated = torch.rand(steps, num_envs, device=noise.device) < probability
+    repeated = torch.rand(steps, num_envs, device=noise.device, generator=generator) < probability
     # For each step, the last one with noise of its own.
     source_steps = torch.arange(steps, device=noise.device)[:, None].where(~repeated, 0).cummax(0).values
     return noise[source_steps, torch.arange(num_envs, device=noise.device)]

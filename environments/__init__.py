@@ -6,21 +6,28 @@ episode. Importing this package registers Pendulum-v0.
 """
 
 from environments.actions import ActionMap
+from environments.advice import advice
 from environments.errors import EnvironmentFault, UsageError, first_line
-from environments.making import EnvFn, make_env, make_vector_env, reset_all, to_tensor
+from environments.making import EnvFn, make_env, make_maps, make_vector_env, reset_all
+from environments.observations import ObservationMap, observation_tensor, to_tensor
 from environments.pendulum import PENDULUM_V0
-from environments.shaping import load_shaping, shaping_reward
+from environments.shaping import Shaping, load_shaping, shaping_reward
 
 __all__ = [
     "PENDULUM_V0",
     "ActionMap",
     "EnvFn",
     "EnvironmentFault",
+    "ObservationMap",
+    "Shaping",
     "UsageError",
+    "advice",
     "first_line",
     "load_shaping",
     "make_env",
+    "make_maps",
     "make_vector_env",
+    "observation_tensor",
     "reset_all",
     "shaping_reward",
     "to_tensor",

@@ -1,5 +1,6 @@
 """The border to an environment: what it returns is checked, and brought to one form."""
 
+import contextlib
 import weakref
 from typing import Any
 
@@ -8,32 +9,36 @@ import numpy as np
 from gymnasium import spaces
 
 from environments.errors import EnvironmentFault, UsageError
+from environments.structure import flat_actions, numeric_part, structured
 
 IN_USE: weakref.WeakValueDictionary[int, gym.Env] = weakref.WeakValueDictionary()
 """The environments that were made and not closed yet, by their `id`."""
 
 
 class Border(gym.Wrapper):
-    """Checks what `reset` and `step` return, and flattens observations to vectors.
+    """Checks what `reset` and `step` return, and flattens observations and actions to vectors.
 
     A reward or flag of one element is taken as a number. Observations have the shape that the space declares, and are
     copies, since an environment may write its next one into the same array. Whether their values are finite is checked
-    by the caller, where that is cheapest.
+    by the caller, where that is cheapest. Seeds also reach generators of the environment that its `reset` forgets.
 
     Args:
         env: the environment.
         name: of the environment, for messages.
 
     Raises:
-        UsageError: the environment is in use already.
+        UsageError: the environment is in use already, or its action space is not supported.
         EnvironmentFault: `reset` or `step` returned something else than Gymnasium's API and the spaces promise.
     """
 
     def __init__(self, env: gym.Env, name: str) -> None:
         super().__init__(env)
         self.name = name
-        space = self.declared = env.observation_space
+        space: Any = numeric_part(env.observation_space)
+        self.declared = space
         self.is_vector = isinstance(space, spaces.Box) and len(space.shape) == 1
+        self.action_space = flat_actions(env.action_space, name)
+        self.is_structured = self.action_space is not env.action_space
         if not self.is_vector:
             self.observation_space = spaces.flatten_space(space)
         self.vector_shape, self.dtype = self.observation_space.shape, self.observation_space.dtype
@@ -49,13 +54,15 @@ class Border(gym.Wrapper):
         self.env.close()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, Any]:
+        if seed is not None:
+            self.seed_generators(seed)
         result = self.env.reset(seed=seed, options=options)
         if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
             raise self.fault("reset() returned", result, "(observation, info)")
         return self.observation(result[0], "reset()"), result[1]
 
     def step(self, action: Any) -> tuple[np.ndarray, Any, Any, Any, Any]:
-        result = self.env.step(action)
+        result = self.env.step(structured(self.env.action_space, action) if self.is_structured else action)
         if not isinstance(result, tuple) or len(result) != 5:
             raise self.fault("step() returned", result, "(observation, reward, terminated, truncated, info)")
         observation, reward, terminated, truncated, info = result
@@ -66,6 +73,13 @@ class Border(gym.Wrapper):
             truncated if type(truncated) is bool else bool(self.number(truncated, "truncated")),
             info,
         )
+
+    def seed_generators(self, seed: int) -> None:
+        """Seed the generators of the environment and its spaces, in case its `reset` does not."""
+        with contextlib.suppress(AttributeError):  # a property of its own
+            self.env.unwrapped.np_random = np.random.default_rng(seed)
+        for space in (self.env.observation_space, self.env.action_space):
+            space.seed(seed)
 
     def observation(self, observation: Any, source: str) -> np.ndarray:
         """An observation as a vector (D,) of the declared type."""

@@ -2,41 +2,57 @@
 
 import contextlib
 import difflib
+import importlib.metadata
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
-from torch import Tensor
 
 from environments.actions import ActionMap
 from environments.border import Border
 from environments.envpool import EnvPoolVectorEnv
 from environments.errors import UsageError, first_line
 from environments.modules import import_user_module
+from environments.observations import ObservationMap
 from environments.pendulum import PENDULUM_V0
+from environments.structure import flat_actions, numeric_part
 from environments.vector import SequentialVectorEnv
 
 # Old versions are used on purpose: results of Hopper-v4 and Hopper-v5 are not comparable.
 warnings.filterwarnings("ignore", message="(?s).*is out of date", category=DeprecationWarning)
 
-EnvFn = Callable[[], gym.Env]
+EnvFn = Callable[..., gym.Env]
 # With the versions -v2 and -v3, which need mujoco-py and cannot run.
 MUJOCO_IDS = {i for i, spec in gym.registry.items() if "gymnasium.envs.mujoco" in str(spec.entry_point)}
+PACKAGES = {
+    "ALE/": "ale-py",
+    "MinAtar/": "minatar",
+    "MiniGrid-": "minigrid",
+    "BabyAI-": "minigrid",
+    "highway-": "highway-env",
+    "Fetch": "gymnasium-robotics",
+    "PointMaze": "gymnasium-robotics",
+    "AntMaze": "gymnasium-robotics",
+    "AdroitHand": "gymnasium-robotics",
+    "FrankaKitchen": "gymnasium-robotics",
+}
+"""Packages that register environments, by the beginning of their ids."""
 
 
-def make_env(env_id: str, env_fn: EnvFn | None = None, **kwargs: Any) -> gym.Env:
-    """Make one environment whose observations are flat vectors.
+def make_env(
+    env_id: str, env_fn: EnvFn | None = None, env_kwargs: Mapping[str, Any] | None = None, **more: Any
+) -> gym.Env:
+    """Make one environment whose observations and actions are flat vectors.
 
     Args:
         env_id: a registered id, or `module:Id-v0` to first import `module`, which registers it.
         env_fn: makes the environment instead, if it is not registered; `env_id` is then only its name.
-        kwargs: for the environment's constructor, e.g. `render_mode`.
+        env_kwargs, more: arguments for the environment's constructor, or for `env_fn`.
 
     Raises:
         UsageError: there is no such environment, it cannot be made, or its spaces are not supported.
@@ -44,7 +60,8 @@ def make_env(env_id: str, env_fn: EnvFn | None = None, **kwargs: Any) -> gym.Env
     if env_fn is None:
         check_env_id(env_id)
     try:
-        env = env_fn() if env_fn else gym.make(env_id, disable_env_checker=True, **kwargs)
+        kwargs = {**(env_kwargs or {}), **more}
+        env = env_fn(**kwargs) if env_fn else gym.make(env_id, disable_env_checker=True, **kwargs)
     except Exception as error:  # a constructor can raise anything
         raise UsageError(f"--env {env_id} cannot be made: {first_line(error)}") from error
     if not isinstance(env, gym.Env):
@@ -63,15 +80,22 @@ def check_spaces(env: gym.Env, env_id: str) -> None:
     for name in ("observation_space", "action_space"):
         if not isinstance(getattr(env, name, None), spaces.Space):
             raise UsageError(f"--env {env_id} has no {name}; set it to a space of gymnasium.spaces")
-    if not env.observation_space.is_np_flattenable:
+    space = numeric_part(env.observation_space)
+    if space is None or not spaces.flatdim(space):
         raise UsageError(
             f"--env {env_id} has the observation space {env.observation_space}, which cannot be flattened;"
             " use Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple"
         )
-    ActionMap(env.action_space, env_id)  # raises if the action space is not supported
+    ActionMap(flat_actions(env.action_space, env_id), env_id)  # raises if the action space is not supported
 
 
-def make_vector_env(env_id: str, num_envs: int, env_fn: EnvFn | None = None, backend: str = "sync") -> VectorEnv:
+def make_vector_env(
+    env_id: str,
+    num_envs: int,
+    env_fn: EnvFn | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    backend: str = "sync",
+) -> VectorEnv:
     """Make `num_envs` copies of an environment that are stepped together; see `make_env` for arguments and errors.
 
     Where an episode has ended the caller resets, by `reset(options={"reset_mask": done})`.
@@ -82,11 +106,22 @@ def make_vector_env(env_id: str, num_envs: int, env_fn: EnvFn | None = None, bac
     if backend == "envpool":
         if env_fn:
             raise UsageError("--vector-backend envpool has only environments of its own, and no env_fn; use sync")
+        if env_kwargs:
+            raise UsageError("--env-kwargs is not possible with --vector-backend envpool; use sync")
         make_env(env_id).close()  # for its error messages; and evaluation uses the environment without EnvPool
         return EnvPoolVectorEnv(env_id, num_envs)
-    if env_fn is None and env_id == PENDULUM_V0:  # in NumPy, faster than SyncVectorEnv
+    if env_fn is None and env_id == PENDULUM_V0 and not env_kwargs:  # in NumPy, faster than SyncVectorEnv
         return gym.make_vec(env_id, num_envs, "vector_entry_point", autoreset_mode=AutoresetMode.DISABLED)
-    return SequentialVectorEnv([lambda: make_env(env_id, env_fn)] * num_envs, env_id)
+    return SequentialVectorEnv([lambda: make_env(env_id, env_fn, env_kwargs)] * num_envs, env_id)
+
+
+def make_maps(env: Any) -> tuple[ActionMap, ObservationMap]:
+    """The maps to the actions and from the observations of an environment, or vector of them."""
+    env = getattr(env, "envs", [env])[0]
+    if isinstance(env, VectorEnv):
+        return ActionMap(env.single_action_space), ObservationMap(env.single_observation_space)
+    # A `Border` has flattened the observations; the policy takes them as they were before, too.
+    return ActionMap(env.action_space), ObservationMap(getattr(env, "declared", env.observation_space))
 
 
 def reset_all(envs: VectorEnv, seed: int, first: int = 0) -> np.ndarray:
@@ -99,18 +134,9 @@ def reset_all(envs: VectorEnv, seed: int, first: int = 0) -> np.ndarray:
         The first observations, (N, D).
     """
     seeds = np.random.SeedSequence(seed).generate_state(first + envs.num_envs)[first:] >> 1  # simulators take 31 bits
+    for name in ("observation_space", "action_space", "single_observation_space", "single_action_space"):
+        getattr(envs, name).seed(seed)
     return envs.reset(seed=seeds.tolist())[0]
-
-
-def to_tensor(values: Any, device: str) -> Tensor:
-    """Values from an environment, of any numeric type, as a floating-point tensor for the networks.
-
-    For a GPU they are copied to pinned memory first, which lets the transfer run without blocking the CPU.
-    """
-    tensor = torch.from_numpy(np.array(values, dtype=np.float32))
-    if device.startswith("cuda"):
-        tensor = tensor.pin_memory()
-    return tensor.to(device, torch.get_default_dtype(), non_blocking=True)
 
 
 def check_env_id(env_id: str) -> None:
@@ -121,8 +147,28 @@ def check_env_id(env_id: str) -> None:
     base, _, version = name.rpartition("-v")
     if f"{base}-v4" in MUJOCO_IDS and version in ("0", "1", "2", "3"):
         raise UsageError(f"--env {name} needs mujoco-py, which is no longer maintained; use --env {base}-v4")
-    if name not in gym.registry:
+    if name not in gym.registry and not find_plug_in(name):
+        if known := [package for start, package in PACKAGES.items() if name.startswith(start)]:
+            raise UsageError(f"--env {env_id} needs the package {known[0]}: pip install {known[0]}")
         runnable = [i for i in gym.registry if not re.search("-v[23]$", i) or i[:-1] + "4" not in MUJOCO_IDS]
         nearest = difflib.get_close_matches(name, runnable, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(nearest)}?" if nearest else "see gymnasium.pprint_registry() for all ids"
-        raise UsageError(f"--env {env_id} is not a registered environment; {hint}")
+        raise UsageError(
+            f"--env {env_id} is not a registered environment; {hint} (module:Id-v0 imports a module of your own first;"
+            " a run with env_fn is evaluated and resumed from Python)"
+        )
+
+
+def find_plug_in(env_id: str) -> bool:
+    """Import installed packages that depend on Gymnasium, until one has registered the environment."""
+    modules = [package.replace("-", "_") for start, package in PACKAGES.items() if env_id.startswith(start)]
+    for module, distributions in sorted(importlib.metadata.packages_distributions().items()):
+        requirements = [line for name in distributions for line in importlib.metadata.requires(name) or ()]
+        if any(re.match(r"gymnasium\b(?!-)", line) and "extra ==" not in line for line in requirements):
+            modules.append(module)
+    for module in modules:
+        with contextlib.suppress(Exception):  # importing a module can raise anything
+            importlib.import_module(module)
+        if env_id in gym.registry:
+            return True
+    return False

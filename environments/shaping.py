@@ -10,6 +10,7 @@ from environments.errors import UsageError
 from environments.modules import import_user_module
 
 Potential = Callable[[np.ndarray], np.ndarray]
+Shaping = Callable[..., np.ndarray]
 
 
 def mountain_car_potential(observations: np.ndarray) -> np.ndarray:
@@ -31,7 +32,7 @@ BUILT_IN_POTENTIALS: dict[str, Potential] = {
 }
 
 
-def load_shaping(name: str | None, env_id: str, gamma: float) -> Callable[..., np.ndarray] | None:
+def load_shaping(name: str | None, env_id: str, gamma: float) -> Shaping | None:
     """`shaping_reward` with the potential that `--reward-shaping` names; None if it names none.
 
     Args:

@@ -105,11 +105,11 @@ def test_batch_is_on_policy(tmp_path):
     """Played again with the policy that collected it, the batch gives the same actions: nothing has moved between."""
     envs, learner = learner_for(run_dir=tmp_path / "run", img_dir=tmp_path)
     with Run(learner.config, learner.parts, envs) as run:
-        torch.manual_seed(3)
+        run.generator.manual_seed(3)
         batch, _ = epoch.collect(envs, environments.reset_all(envs, 0), learner, run)
-    torch.manual_seed(3)
+    generator = torch.Generator().manual_seed(3)
     policy, states = learner.actor.network, learner.obs_normalizer.normalize(batch.observations)
-    torch.testing.assert_close(batch.actions, policy.sample(policy(states), policy.noise(8, 4)))
+    torch.testing.assert_close(batch.actions, policy.sample(policy(states), policy.noise(8, 4, generator=generator)))
     assert batch.observations.shape == (8, 4, 3)
 
 
@@ -244,7 +244,7 @@ def test_held_noise_is_drawn_as_before_and_repeats_as_often_as_asked(probability
 
 def test_noise_is_held_for_choices_alone_and_less_and_less(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(epoch, "repeat_noise", lambda noise, probability: asked.append(probability) or noise)
+    monkeypatch.setattr(epoch, "repeat_noise", lambda noise, probability, _: asked.append(probability) or noise)
     for name, expected in (("Pendulum-v0", []), ("CartPole-v1", [0.5, 0.375, 0.25, 0.125])):
         settings = {"num_envs": 4, "sample_size": 32, "total_timesteps": 128}
         epoch.train(epoch.Config(env=name, run_dir=tmp_path / name, img_dir=tmp_path, **settings))

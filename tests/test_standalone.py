@@ -15,22 +15,24 @@ STUB = """
 from dataclasses import dataclass
 from networks import NetworkSettings
 from utils import SingleProcess
-Callback = Policy = compile_methods = main = lambda *args: None
+Callback = Policy = compile_methods = main = seed_all = lambda *args: None
+prepare = lambda config: config
 class Ranks(SingleProcess):
     started, divide = staticmethod(lambda device: ALONE), staticmethod(lambda flag, count: count)
 ALONE = Ranks()
 @dataclass(frozen=True, kw_only=True)
 class RunSettings(NetworkSettings):
     env: str = "Pendulum-v0"; seed: int = 0; total_timesteps: int = 0; reward_shaping: str = ""; device: str = "cpu"
-    validate = check = lambda self, *args: None
+    env_kwargs: None = None
+    check = lambda self, *args: None
 class Run:
-    timestep = env_seed = resumed = save_due = log_due = 0
+    timestep = env_seed = resumed = save_due = log_due = 0; generator = None
     unfinished = property(lambda self: self.timestep < self.config.total_timesteps)
     progress = property(lambda self: self.timestep / self.config.total_timesteps)
     __enter__, __exit__ = lambda self: self, lambda self, *args: None
     check_steps = check_finite = log_update = __exit__
     def __init__(self, config, *args): self.config, self.returns = config, []
-    def count(self, timesteps): self.timestep += timesteps
+    def count(self, timesteps, reward=0): self.timestep += timesteps
     def log_episode(self, episode_return, length): self.returns.append(episode_return)
     def log_rewards(self, rewards, done): self.returns.append(rewards.mean() * 200)
 """

@@ -4,8 +4,10 @@ from environments import UsageError
 from training.cli import main
 from training.compiled import compile_methods
 from training.errors import TrainingError
+from training.generators import seed_all
 from training.policy import Policy, evaluate, load_policy
 from training.ranks import ALONE, Ranks
+from training.resuming import prepare
 from training.run import Callback, Run
 from training.settings import RunSettings
 
@@ -22,4 +24,6 @@ __all__ = [
     "evaluate",
     "load_policy",
     "main",
+    "prepare",
+    "seed_all",
 ]

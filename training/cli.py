@@ -4,9 +4,11 @@ import ast
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import inspect
 import io
 import itertools
+import json
 import os
 import signal
 import sys
@@ -22,21 +24,27 @@ import tyro
 from environments import UsageError, first_line
 from networks import NetworkSettings
 from training.errors import TrainingError
-from training.files import load_config
 from training.policy import evaluate
 from training.ranks import RankError
+from training.resuming import saved_settings
 from training.run import Run
-from training.settings import ConfigType, RunSettings, config_from, preset
+from training.settings import ConfigType, RunSettings, converted, preset, type_name
 
-CHANGEABLE = ("total_timesteps", "img_dir", "quiet")
-"""Settings that a resumed run may change."""
+JSON = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="JSON",
+    instance_from_str=lambda texts: json_object(texts[0]),
+    is_instance=lambda value: isinstance(value, dict),
+    str_from_instance=lambda value: [json.dumps(value)],
+)
+"""How tyro reads a dict."""
 
 
 def parse(config_class: type[ConfigType], args: list[str]) -> ConfigType:
     """Parse the flags of a script. Defaults are those of the resumed run, else of the preset, else of the class.
 
     Raises:
-        UsageError: an argument that is not understood, or that a resumed run cannot change.
+        UsageError: an argument that is not understood.
     """
     # A bare --reward-shaping means the built-in potential.
     for i in reversed(range(len(args))):
@@ -44,18 +52,8 @@ def parse(config_class: type[ConfigType], args: list[str]) -> ConfigType:
             args = [*args[: i + 1], "built-in", *args[i + 1 :]]
     config = grouped_cli(config_class, args, config_class())
     if config.resume:
-        saved = load_config(config.resume)
-        if saved["script"] != config_class.script:
-            raise UsageError(
-                f"--resume {config.resume} is a run of the {saved['script']} update;"
-                f" use a2c_algorithm_{saved['script']}_update.py"
-            )
-        default = dataclasses.replace(config_from(config_class, saved), resume=config.resume)
+        default = dataclasses.replace(saved_settings(config_class, config.resume), resume=config.resume)
         config = grouped_cli(config_class, args, default)
-        for field in dataclasses.fields(config):
-            if field.name not in CHANGEABLE:
-                same = getattr(config, field.name) == getattr(default, field.name)
-                config.check(field.name, same, "cannot be changed when a run is resumed; remove the flag")
     elif config.preset:
         config = grouped_cli(config_class, args, config_class.for_env(config.env))
     return config
@@ -73,9 +71,15 @@ def grouped_cli(config_class: type[ConfigType], args: list[str], default: Config
     }
     types, docs = typing.get_type_hints(config_class), attribute_docstrings(config_class)
 
+    def reader(kind: Any) -> tuple[Any, ...]:
+        return (JSON,) if typing.get_origin(kind) is dict else ()
+
+    def field(name: str) -> Any:
+        return dataclasses.field(default_factory=functools.partial(getattr, default, name))
+
     def group(title: str) -> Any:
         fields = [
-            (name, Annotated[types[name], tyro.conf.arg(help=docs.get(name, ""))], getattr(default, name))
+            (name, Annotated[(types[name], *reader(types[name]), tyro.conf.arg(help=docs.get(name, "")))], field(name))
             for name in groups[title]
         ]
         return dataclasses.make_dataclass(title, fields, frozen=True)
@@ -85,6 +89,14 @@ def grouped_cli(config_class: type[ConfigType], args: list[str], default: Config
     options = {"config": (tyro.conf.OmitArgPrefixes,), "description": inspect.getdoc(config_class)}
     parsed = tyro_cli(everything, args, **options)
     return config_class(**{name: value for title in groups for name, value in vars(getattr(parsed, title)).items()})
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """A JSON object from the command line; raises a `ValueError` if the text is none."""
+    value = converted(text, dict[str, Any])
+    if not isinstance(value, dict):
+        raise ValueError(f"{text} must be {type_name(dict[str, Any])}")
+    return value
 
 
 def attribute_docstrings(cls: type) -> dict[str, str]:
@@ -151,7 +163,8 @@ def print_score(run: Run) -> None:
     num_envs = 1 if run.config.script == "step" else 20  # of an environment that is trained alone there may be only one
     try:
         # Seeds that training does not use.
-        score = evaluate(run.policy, run.config.env, 20, seed=run.config.seed + 1_000_000, num_envs=num_envs)
+        seed, kwargs = run.config.seed + 1_000_000, run.config.env_kwargs
+        score = evaluate(run.policy, run.config.env, 20, seed=seed, num_envs=num_envs, env_kwargs=kwargs)
         print(f"score: {score['mean_return']:.1f} +- {score['std_return']:.1f} over 20 episodes of the final policy")
     except KeyboardInterrupt:
         fail(KeyboardInterrupt(f"scoring was interrupted; the run in {run.directory} is complete"), 128 + signal.SIGINT)

@@ -97,8 +97,7 @@ class LockedDirectory:
             self._lock("--run-dir")
             self._check_new()  # again: another process may have created a run in it meanwhile
             write_atomically(self.path / CONFIG, (json.dumps(config, indent=2, default=str) + "\n").encode())
-            for name, columns in tables.items():
-                (self.path / name).write_text(",".join(columns) + "\n")
+            self.restart(tables)
         except OSError as error:
             raise UsageError(f"--run-dir {self.path} cannot be written: {error.strerror}") from error
 
@@ -106,6 +105,11 @@ class LockedDirectory:
         """Lock the directory of a run that is resumed; raises a `UsageError` if it cannot be written or is in use."""
         check_writable("--resume", self.path)
         self._lock("--resume")
+
+    def restart(self, tables: Mapping[str, list[str]]) -> None:
+        """Empty the CSV files of a run that ended before its first checkpoint."""
+        for name, columns in tables.items():
+            (self.path / name).write_text(",".join(columns) + "\n")
 
     def release(self) -> None:
         """Let other processes use the directory."""

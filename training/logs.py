@@ -21,7 +21,7 @@ from training.files import EPISODES, UPDATES
 METRICS = ["policy_loss", "value_loss", "entropy", "explained_variance", "actor_grad_norm", "critic_grad_norm"]
 COLUMNS = {
     EPISODES: ["timestep", "return", "length", "wall_time"],
-    UPDATES: ["timestep", *METRICS, "timesteps_per_second", "wall_time"],
+    UPDATES: ["timestep", *METRICS, "mean_reward", "timesteps_per_second", "wall_time"],
 }
 LOG_INTERVAL = 1000
 """Timesteps between rows of updates.csv, at least."""
@@ -105,6 +105,7 @@ class TrainingLog:
 
     Attributes:
         recent_returns: of the last 20 episodes.
+        mean_reward: of the steps of the last row; the environment's own rewards.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -112,6 +113,8 @@ class TrainingLog:
         self.files = {name: CsvFile(directory / name) for name in COLUMNS}
         self.updates: list[Mapping[str, float]] = []  # since the last row
         self.new_episodes: list[tuple[float, int]] = []  # returns and lengths since the last row
+        self.rewards = self.steps = 0.0  # sum of the rewards since the last row, and of how many steps
+        self.mean_reward = np.nan
         self.recent_returns: deque[float] = deque(maxlen=20)
         self.next_row = LOG_INTERVAL
 
@@ -133,6 +136,11 @@ class TrainingLog:
         self.new_episodes.append((episode_return, length))
         self.files[EPISODES].writer.writerow([timestep, episode_return, length, round(wall_time, 3)])
 
+    def add_rewards(self, total: float, steps: int) -> None:
+        """Add the sum of the rewards of so many steps."""
+        self.rewards += total
+        self.steps += steps
+
     def write_row(self, timestep: int, rate: float, wall_time: float) -> dict[str, float]:
         """Log the mean of the updates since the last row; returns the scalars that TensorBoard gets, by name.
 
@@ -142,10 +150,12 @@ class TrainingLog:
         table = [[metrics[name] for name in names] for metrics in self.updates]
         means = dict(zip(names, np.mean(table, axis=0).tolist(), strict=True))
         columns = [means.get(name, np.nan) for name in METRICS]
-        self.files[UPDATES].writer.writerow([timestep, *columns, round(rate), round(wall_time, 3)])
+        self.mean_reward = self.rewards / max(self.steps, 1)
+        self.files[UPDATES].writer.writerow([timestep, *columns, self.mean_reward, round(rate), round(wall_time, 3)])
         for file in self.files.values():
             file.file.flush()
-        scalars = {f"losses/{name}": mean for name, mean in means.items()} | {"charts/SPS": rate}
+        scalars = {f"losses/{name}": mean for name, mean in means.items()}
+        scalars |= {"charts/SPS": rate, "charts/mean_reward": self.mean_reward}
         if self.new_episodes:
             episodic_return, episodic_length = np.mean(self.new_episodes, axis=0).tolist()
             scalars |= {"charts/episodic_return": episodic_return, "charts/episodic_length": episodic_length}
@@ -156,6 +166,7 @@ class TrainingLog:
         """Begin to collect the updates of the next row."""
         self.updates.clear()
         self.new_episodes.clear()
+        self.rewards = self.steps = 0.0
         self.next_row = timestep + LOG_INTERVAL
 
     def mark(self) -> dict[str, Any]:
@@ -165,6 +176,7 @@ class TrainingLog:
             "updates": [dict(metrics) for metrics in self.updates],
             "new_episodes": list(self.new_episodes),
             "recent_returns": list(self.recent_returns),
+            "rewards": [self.rewards, self.steps],
             "next_row": self.next_row,
         }
 
@@ -174,6 +186,7 @@ class TrainingLog:
             file.check(*mark["files"][name])
         self.updates, self.new_episodes = list(mark["updates"]), list(mark["new_episodes"])
         self.recent_returns.extend(mark["recent_returns"])
+        self.rewards, self.steps = map(float, mark["rewards"])
         self.next_row = int(mark["next_row"])
 
     def truncate(self) -> None:

@@ -2,21 +2,22 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium import spaces
 from torch import nn
 
 import environments
-from environments import ActionMap, EnvFn, EnvironmentFault, first_line
+from environments import ActionMap, EnvFn, EnvironmentFault, ObservationMap, first_line, observation_tensor
+from environments.structure import from_data
 from networks import Critic, make_actor
 from training.checkpoint import fitting, load_checkpoint
 from training.files import load_config
+from training.generators import own_generators
 from training.settings import RunSettings, config_from
 from utils import ObservationNormalizer
 
@@ -31,39 +32,70 @@ class Policy:
         actor: maps normalized observations (N, D) to a distribution.
         normalizer: is not updated.
         action_map: from sampled actions to those of the environment.
+        observation_map: from observations of the environment to flat ones.
     """
 
-    def __init__(self, actor: nn.Module, normalizer: ObservationNormalizer, action_map: ActionMap) -> None:
+    def __init__(
+        self,
+        actor: nn.Module,
+        normalizer: ObservationNormalizer,
+        action_map: ActionMap,
+        observation_map: ObservationMap,
+    ) -> None:
         self.actor = actor
         self.normalizer = normalizer
         self.action_map = action_map
+        self.observation_map = observation_map
         self.device = next(actor.parameters()).device
 
     @torch.no_grad()
-    def __call__(self, observations: np.ndarray, stochastic: bool = False) -> np.ndarray:
-        """The environments' actions for observations (N, D): the mode of the policy, or a sample."""
-        distribution = self.actor(self.normalizer.normalize(torch.as_tensor(observations, device=self.device)))
+    def __call__(self, observations: Any, stochastic: bool = False) -> np.ndarray:
+        """The environment's actions for one or many observations: the mode of the policy, or a sample.
+
+        Args:
+            observations: flat ones, (N, D) or (D,), or as the environment returns them, one or a list of them.
+            stochastic: sample actions, from PyTorch's global generator.
+
+        Returns:
+            As many actions, or one. Of a Dict or Tuple, the entries of its parts one after the other.
+
+        Raises:
+            UsageError: the observations do not fit the environment's space.
+        """
+        flat, single = self.observation_map(observations)
+        distribution = self.actor(self.normalizer.normalize(observation_tensor(flat, str(self.device))))
         actions = distribution.sample() if stochastic else distribution.mode
-        return self.action_map(actions).cpu().numpy()
+        actions = self.action_map(actions).cpu().numpy()
+        return actions[0] if single else actions
 
 
-def load_policy(directory: str | Path) -> tuple[Policy, str]:
+def load_policy(directory: str | Path, env_fn: EnvFn | None = None) -> tuple[Policy, str]:
     """The policy of a run, finished or not, and the id of its environment.
+
+    The environment is made only if the checkpoint does not hold its spaces: it is an old one, or they are of a kind of
+    their own.
+
+    Args:
+        directory: of the run.
+        env_fn: makes the environment, if it is not registered.
 
     Raises:
         UsageError: the directory holds no run, or its files are damaged.
     """
     directory = Path(directory)
     config, state = config_from(RunSettings, load_config(directory)), load_checkpoint(directory)
-    with closing(environments.make_env(config.env)) as env:
-        observation_size = spaces.flatdim(env.observation_space)
-        action_map = ActionMap(env.action_space)
+    observations, actions = state.get("spaces") or (None, None)
     with fitting(directory):
-        actor = make_actor(observation_size, action_map.nvec, action_map.bounded, config)
+        if observations and actions:
+            observation_map, action_map = ObservationMap(from_data(observations)), ActionMap(from_data(actions))
+        else:
+            with closing(environments.make_env(config.env, env_fn, config.env_kwargs)) as env:
+                action_map, observation_map = environments.make_maps(env)
+        actor = make_actor(observation_map.size, action_map.nvec, action_map.bounded, config)
         actor.load_state_dict(state["actor"])
-        normalizer = ObservationNormalizer(observation_size)
+        normalizer = ObservationNormalizer(observation_map.size)
         normalizer.load_state_dict(state["obs_normalizer"])
-    return Policy(actor, normalizer, action_map), config.env
+    return Policy(actor, normalizer, action_map, observation_map), config.env
 
 
 def load_critic(directory: Path, policy: Policy) -> Callable[[np.ndarray], np.ndarray]:
@@ -80,7 +112,7 @@ def load_critic(directory: Path, policy: Policy) -> Callable[[np.ndarray], np.nd
 
     @torch.no_grad()
     def value(observations: np.ndarray) -> np.ndarray:
-        return critic(policy.normalizer.normalize(torch.as_tensor(observations))).numpy()
+        return critic(policy.normalizer.normalize(observation_tensor(observations, "cpu"))).numpy()
 
     return value
 
@@ -116,6 +148,7 @@ def evaluate(
     stochastic: bool = False,
     env_fn: EnvFn | None = None,
     num_envs: int = 20,
+    env_kwargs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Play whole episodes with a policy; returns are sums of the environment's own rewards.
 
@@ -125,10 +158,11 @@ def evaluate(
         policy: is not changed.
         env_id: of the environment.
         episodes: to play.
-        seed: of the environments and of sampled actions; torch's global generator is restored afterwards.
+        seed: of the environments and of sampled actions; the global generators are restored afterwards.
         stochastic: sample actions instead of taking the mode.
         env_fn: makes the environment, if it is not registered.
         num_envs: environments that are stepped together, at most one per episode.
+        env_kwargs: arguments for the environment, or for `env_fn`.
 
     Returns:
         `env`, `episodes`, `mean_return`, `std_return`, `min_return`. An episode is cut after 10,000 steps, or the time
@@ -143,12 +177,12 @@ def evaluate(
     returns: list[float] = []
     endless = 0
     with (
-        closing(environments.make_vector_env(env_id, num_envs, env_fn)) as envs,
-        torch.random.fork_rng([policy.device] if policy.device.type == "cuda" else []),
+        own_generators(seed, policy.device),
+        closing(environments.make_vector_env(env_id, num_envs, env_fn, env_kwargs)) as envs,
     ):
         limit = max(MAX_EPISODE_STEPS, time_limit(env_id) if env_fn is None else 0)
         observations = environments.reset_all(envs, seed)
-        torch.manual_seed(seed)
+        torch.manual_seed(seed)  # again: an environment may have drawn from it, or seeded it
         while remaining.any():
             observations, rewards, terminated, truncated, _ = envs.step(policy(observations, stochastic))
             for what, values in (("an observation", observations), ("a reward", rewards)):

@@ -29,15 +29,18 @@ class Progress:
             disable=True if quiet else None,  # None: no bar if standard error is not a terminal
         )
 
-    def show(self, timestep: int, recent_returns: Sequence[float], rate: float) -> None:
-        """Show the timesteps trained, the mean of recent returns and, in a line, the speed and the time left."""
-        mean = f"{np.mean(recent_returns):.1f}" if recent_returns else "-"
-        self.bar.set_postfix_str(f"return {mean}", refresh=False)
+    def show(self, timestep: int, recent_returns: Sequence[float], mean_reward: float, rate: float) -> None:
+        """Show the timesteps trained, the mean of recent returns and, in a line, the speed and the time left.
+
+        Where no episode has ended, the mean reward per step takes the place of the return.
+        """
+        mean = f"return {np.mean(recent_returns):.1f}" if recent_returns else f"reward per step {mean_reward:.3g}"
+        self.bar.set_postfix_str(mean, refresh=False)
         self.bar.update(timestep - self.bar.n)
         if self.bar.disable and not self.quiet and timestep >= self.next_line:
             left = max((self.total - timestep) / rate, 0)
             print(
-                f"timestep {timestep}/{self.total}  mean return {mean}  {rate:,.0f} timesteps/s  {left:.0f} s left",
+                f"timestep {timestep}/{self.total}  mean {mean}  {rate:,.0f} timesteps/s  {left:.0f} s left",
                 flush=True,
             )
             self.next_line = timestep + self.total // 10

@@ -7,22 +7,21 @@ events. Nothing here knows how the policy is trained: that is in the scripts.
 import contextlib
 import dataclasses
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
-from torch import Tensor
 
-from environments import UsageError
-from environments.states import UnreadableError, get_state, set_state
+from environments import advice
 from training.agreement import check_agreement, local_copy
-from training.checkpoint import FORMAT, fitting, load_checkpoint, save_checkpoint
+from training.checkpoint import PREVIOUS, load_checkpoint, save_checkpoint
 from training.errors import StoppedError, TrainingError
 from training.files import CHECKPOINT, LockedDirectory, check_writable, file_name, image_path, run_directory
 from training.interrupts import Interrupts
@@ -33,13 +32,15 @@ from training.provenance import commit, versions
 from training.ranks import ALONE, Ranks
 from training.report import failure
 from training.settings import RunSettings
+from training.snapshot import restore, run_state
 from utils import plot_returns
 
-PLOT_INTERVAL = 60
-"""Seconds between plots of the returns while training."""
-RUN_STATE = {"format", "config", "timestep", "wall_time", "next_save", "rng", "cuda_rng", "worlds", "log"}
-"""What a checkpoint holds besides the parts of the learner."""
-FROM_ENVIRONMENT = ("an observation", "a reward")
+PLOT_INTERVAL = SAVE_INTERVAL = 60
+"""Seconds between plots of the returns, and between checkpoints, while training."""
+FROM_ENVIRONMENT = {
+    "an observation": "the environment returned it; replace such values there, by np.nan_to_num or a limit",
+    "a reward": "the environment returned it; correct it there",
+}
 Callback = Callable[["Run", dict[str, float]], object]
 
 
@@ -52,8 +53,8 @@ class Run:
         env: the environment, or vector of them, to train in; a resumed run restores it, if its state can be read. It is
             closed at the end of the run.
         callback: called with the run and the scalars that go to TensorBoard, by name, whenever these are logged: about
-            every 1,000 timesteps. It may call `stop`. Random numbers from torch's global generator that it draws change
-            the run; `evaluate` restores the generator.
+            every 1,000 timesteps. It may call `stop`. If it raises an exception, the run is saved and ends, and the
+            exception reaches the caller of `train`.
         ranks: the processes that train together.
 
     Attributes:
@@ -61,6 +62,7 @@ class Run:
         home: the directory of rank 0's run; those of the other ranks are temporary.
         timestep: timesteps trained so far.
         policy: the policy that is trained, once the script has set it.
+        generator: for the noise of the policy; nobody else draws from it.
         resumed: the variables given to `save`, if the run is resumed and its environments were restored; else None.
         exit_status: 0, or 128 + the number of the signal that interrupted the run.
     """
@@ -97,18 +99,30 @@ class Run:
         self.stopped = False
         self.elapsed_before = 0.0
         self.next_save = config.checkpoint_interval
+        self.minute_passed = False
+        self.callback_error: Exception | None = None
+        self.generator = torch.Generator(config.device).manual_seed(config.seed)
         self.episodes = EpisodeCounter()
         self.interrupts = Interrupts()
         self.files = LockedDirectory(self.directory)
         self.log = TrainingLog(self.directory)
         if config.resume:
             self.files.reopen()
-            self._restore(load_checkpoint(self.directory))
+            if any((self.directory / name).exists() for name in (CHECKPOINT, PREVIOUS)):
+                restore(self, load_checkpoint(self.directory))
+            else:
+                self.files.restart(COLUMNS)
+                self.say("there is no checkpoint yet: the run starts again, from timestep 0")
         else:
             check_writable("--img-dir", config.img_dir)
             settings = {**dataclasses.asdict(config), "script": config.script}
             del settings["resume"]
             self.files.create(settings | {"versions": versions(), "commit": commit()}, COLUMNS)
+
+    def say(self, line: str) -> None:
+        """Print a line, unless the run is quiet."""
+        if not self.config.quiet:
+            print(line, flush=True)
 
     # --- Progress ----------------------------------------------------------------------------------------------------
 
@@ -141,9 +155,16 @@ class Run:
         """Returns of the last 20 episodes."""
         return self.log.recent_returns
 
-    def count(self, timesteps: int) -> None:
-        """Count timesteps, and set `exit_status` if a signal has arrived."""
+    def count(self, timesteps: int, reward: SupportsFloat | None = None) -> None:
+        """Count timesteps, and set `exit_status` if a signal has arrived.
+
+        Args:
+            timesteps: of all environments.
+            reward: the environment's own, of one timestep; those of many environments are given to `log_rewards`.
+        """
         self.timestep += timesteps
+        if reward is not None:
+            self.log.add_rewards(float(reward), timesteps)
         if self.ranks.world_size == 1:  # several ranks must stop after the same update, see `log_rewards`
             self.exit_status = self.interrupts.status
         self.interrupts.set_timer()  # restarted, since the environment has responded
@@ -151,7 +172,11 @@ class Run:
     # --- Life cycle --------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        self.start = self.plotted = time.monotonic()
+        self.threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # small networks are slower with more, and the numbers would depend on how many
+        for line in [] if self.config.quiet else advice(self.env):
+            print(line, file=sys.stderr)
+        self.start = self.plotted = self.saved_at = time.monotonic()
         self.first_timestep = self.timestep
         self.log.open(self.timestep)
         name = file_name(self.config.env)
@@ -176,6 +201,7 @@ class Run:
             error = error or closing
         self.files.release()
         close_env(self.env)
+        torch.set_num_threads(self.threads)
         if isinstance(error, (Exception, StoppedError)):
             saved = (self.directory / CHECKPOINT).exists()
             where = f"rank {self.ranks.rank}, " * (self.ranks.world_size > 1) + f"at timestep {self.timestep}"
@@ -185,6 +211,8 @@ class Run:
             if isinstance(error, StoppedError):
                 raise StoppedError(message, error.exit_status) from error
             raise TrainingError(message) from error
+        if self.callback_error:
+            raise self.callback_error
 
     # --- Logging -----------------------------------------------------------------------------------------------------
 
@@ -196,10 +224,12 @@ class Run:
             done: whether the step ended an episode, (T, N).
         """
         if self.ranks.world_size > 1:
-            signals = np.full_like(rewards[:1], self.interrupts.status)
+            passed = float(time.monotonic() > self.saved_at + SAVE_INTERVAL)
+            signals = np.array([[self.interrupts.status], [passed]]) + np.zeros_like(rewards[:1])
             gathered = self.ranks.all_gather_array(np.concatenate((rewards, done, signals)))
             rewards, done, signals = np.split(gathered, [len(rewards), 2 * len(rewards)])
-            self.exit_status = int(signals.max())
+            self.exit_status, self.minute_passed = int(signals[0].max()), bool(signals[1].any())
+        self.log.add_rewards(float(rewards.sum()), rewards.size)
         steps, num_envs = rewards.shape
         for step, episode_return, length in self.episodes.add(rewards, done):
             self.log_episode(episode_return, length, self.timestep - (steps - 1 - step) * num_envs)
@@ -223,9 +253,15 @@ class Run:
             rate = (self.timestep - self.first_timestep) / (time.monotonic() - self.start)
             scalars = self.log.write_row(self.timestep, rate, self.wall_time)
             if self.callback:
-                self.callback(self, scalars)
+                try:
+                    self.callback(self, scalars)
+                except Exception as error:
+                    if self.ranks.world_size > 1:  # the others would wait for this one
+                        raise
+                    self.callback_error = error
+                    self.stop()
             self.log.start_row(self.timestep)
-            self.bar.show(self.timestep, self.recent_returns, rate)
+            self.bar.show(self.timestep, self.recent_returns, self.log.mean_reward, rate)
 
     @property
     def log_due(self) -> bool:
@@ -243,9 +279,7 @@ class Run:
         """Raise a `TrainingError` that names the first of the values, numbers or arrays, that is NaN or infinite."""
         for what, value in values.items():
             if not np.isfinite(value).all():
-                hint = "a lower learning rate or reward scale usually helps"
-                if what in FROM_ENVIRONMENT:
-                    hint = "the environment returned it"
+                hint = FROM_ENVIRONMENT.get(what, "a lower learning rate or reward scale usually helps")
                 raise TrainingError(f"{what} is not finite; {hint}")
 
     @property
@@ -265,69 +299,23 @@ class Run:
 
     @property
     def save_due(self) -> bool:
-        """Whether it is time for a checkpoint: an interval has passed, or this is the end."""
-        return self.timestep >= self.next_save or not self.unfinished
+        """Whether it is time for a checkpoint: an interval or a minute has passed, or this is the end."""
+        minute = time.monotonic() > self.saved_at + SAVE_INTERVAL
+        if self.ranks.world_size > 1:  # all ranks must save after the same update, see `log_rewards`
+            minute = self.minute_passed
+        return minute or self.timestep >= self.next_save or not self.unfinished
 
     def save(self, **loop: Any) -> None:
         """Write the checkpoint, whole or not at all.
 
         Args:
-            loop: the variables of the training loop, tensors and plain data; a resumed run has them in `resumed`.
+            loop: the variables of the training loop, tensors, arrays and plain data; a resumed run has them in
+                `resumed`.
         """
         self.interrupts.set_timer(0)
-        self.next_save = self.timestep + self.config.checkpoint_interval
-        try:
-            world = get_state({"env": self.env, "episodes": vars(self.episodes), "loop": loop})
-        except (UnreadableError, RecursionError):  # the latter for an object that contains itself
-            world = None
-        device = torch.device(self.config.device)
-        state = {name: part.state_dict() for name, part in self.parts.items()} | {
-            "timestep": self.timestep,
-            "wall_time": self.wall_time,
-            "next_save": self.next_save,
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-            "worlds": self.ranks.all_gather_object(world),
-            "log": self.log.mark(),
-        }
-        save_checkpoint(self.directory, state)
+        self.saved_at = time.monotonic()
+        if self.timestep >= self.next_save:
+            self.next_save = self.timestep + self.config.checkpoint_interval
+        save_checkpoint(self.directory, run_state(self, loop))
         if time.monotonic() > self.plotted + PLOT_INTERVAL:
             self.plot(self.directory / "reward.png")
-
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        """Continue where a checkpoint was written."""
-        if state["format"] < FORMAT:
-            raise UsageError(
-                f"--resume {self.directory}: the checkpoint was written by an older version of these scripts; it can be"
-                " evaluated, but not resumed: use the commit in its config.json, or start a new run"
-            )
-        if unmatched := (state.keys() - RUN_STATE) ^ self.parts.keys():
-            names = ", ".join(sorted(unmatched))
-            raise UsageError(
-                f"--resume {self.directory}: only one of the checkpoint and this script has {names};"
-                " use the commit in its config.json, or start a new run"
-            )
-        with fitting(self.directory):
-            for name, part in self.parts.items():
-                part.load_state_dict(state[name])
-            torch.set_rng_state(state["rng"])
-            if state["cuda_rng"] is not None:
-                torch.cuda.set_rng_state(state["cuda_rng"], self.config.device)
-            self.timestep, self.elapsed_before = int(state["timestep"]), float(state["wall_time"])
-            self.next_save = int(state["next_save"])
-            worlds = state["worlds"]
-            if not worlds:
-                raise ValueError("it has no environments")
-            if len(worlds) == self.ranks.world_size and None not in worlds:
-                world = set_state({"env": self.env}, worlds[self.ranks.rank])
-                vars(self.episodes).update(world["episodes"])
-                loop = world["loop"].items()
-                self.resumed = {k: v.to(self.config.device) if isinstance(v, Tensor) else v for k, v in loop}
-            self.log.restore(state["log"])
-        self.log.truncate()
-        why = (
-            "their state cannot be read" if len(worlds) == self.ranks.world_size else f"there were {len(worlds)} ranks"
-        )
-        what = "where they were" if self.resumed else f"in new episodes, since {why}"
-        if not self.config.quiet:
-            print(f"resumed at timestep {self.timestep}, the environments {what}")

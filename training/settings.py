@@ -1,6 +1,7 @@
 """Settings of a run: the dataclass that the scripts' `Config` extends, presets, and reading them back."""
 
 import dataclasses
+import json
 import math
 import numbers
 import os
@@ -25,9 +26,12 @@ class RunSettings(NetworkSettings):
     """Settings of every run, whatever the algorithm."""
 
     script: ClassVar[str]
+    given: ClassVar[frozenset[str]] = frozenset()  # of an instance: the settings that its constructor was given
 
     env: str = "Pendulum-v0"
     """Environment: a Gymnasium id; module:Id-v0 first imports the module, which registers it."""
+    env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Arguments for the environment, as a JSON object: '{"gravity": 5}'."""
     seed: int = 0
     """Seed of networks, actions and environments: the same seed gives the same results."""
     total_timesteps: int = 100_000
@@ -42,13 +46,18 @@ class RunSettings(NetworkSettings):
     """Potential-based reward shaping: built-in (MountainCar; the flag alone means that), or module:function, which maps
     observations (N, D) to potentials (N,)."""
     checkpoint_interval: int = 20_000
-    """Timesteps between checkpoints; the last one is written at the end."""
+    """Timesteps between checkpoints; there is also one every minute, and at the end."""
     img_dir: Path = Path("img")
     """Directory of the plot A2C_<env>.png (step update) or A2C_<env>_epoch.png (epoch update), which is overwritten."""
     device: str = "cpu"
     """Device of the networks: cpu, cuda or cuda:<n>. For small networks the CPU is faster."""
     quiet: bool = False
     """Print only errors."""
+
+    def __new__(cls, *args: Any, **settings: Any) -> Self:
+        self = super().__new__(cls)
+        object.__setattr__(self, "given", frozenset(settings))
+        return self
 
     def __post_init__(self) -> None:
         """Convert settings to their types, such as strings to paths and 1e5 to an integer.
@@ -102,6 +111,12 @@ def converted(value: Any, kind: Any) -> Any:
         items = value if isinstance(value, (list, tuple)) else [value]
         entries = tuple(converted(item, typing.get_args(kind)[0]) for item in items)
         return INVALID if INVALID in entries else entries
+    if typing.get_origin(kind) is dict:
+        try:  # as a checkpoint's config.json will have it
+            value = json.loads(value) if isinstance(value, str) else json.loads(json.dumps(value))
+        except (TypeError, ValueError):
+            return INVALID
+        return value if isinstance(value, dict) else INVALID
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if kind is int and number and float(value).is_integer():
         return int(value)
@@ -120,6 +135,8 @@ def type_name(kind: Any) -> str:
         return " or ".join(map(type_name, typing.get_args(kind)))
     if typing.get_origin(kind) is tuple:
         return "integers"
+    if typing.get_origin(kind) is dict:
+        return """a JSON object, as '{"gravity": 5}'"""
     if typing.get_origin(kind) is Literal:
         return " or ".join(typing.get_args(kind))
     names = {int: "an integer", float: "a number", bool: "True or False", str: "a string", Path: "a path"}

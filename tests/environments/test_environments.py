@@ -165,7 +165,9 @@ def test_a_bounded_box_is_scaled_and_an_unbounded_one_is_not():
 
 
 @pytest.mark.parametrize(
-    "space", [spaces.Dict(a=spaces.Discrete(2)), spaces.Text(3), spaces.Box(0, 9, (2,), np.int64)], ids=str
+    "space",
+    [spaces.Dict(a=spaces.Discrete(2), b=spaces.Box(-1, 1)), spaces.Text(3), spaces.Tuple([]), spaces.Box(0, 1, (0,))],
+    ids=str,
 )
 def test_other_actions_are_refused(space):
     with pytest.raises(UsageError, match="has the action space"):

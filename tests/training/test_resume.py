@@ -175,12 +175,26 @@ class Slots(gym.Env):
 
 
 def test_what_cannot_be_saved_is_said_and_what_is_an_array_stays_one():
-    for wrong in (np.longdouble(1), np.zeros(2, ">f8"), Slots()):
+    tensor = torch.zeros(3)
+    for wrong in (object(), {1, 2}, np.array([None]), np.zeros(2, [("a", "f4")]), tensor.numpy(), Slots()):
         with pytest.raises(UnreadableError):
             get_state(wrong)
-    for value in (np.zeros(()), np.float64(2), np.arange(3)):
+    fortran = np.asfortranarray(np.arange(6.0).reshape(2, 3))
+    for value in (
+        np.zeros(()),
+        np.float64(2),
+        np.arange(3),
+        np.longdouble(1),
+        np.ones(2, ">f8"),
+        np.array(["ab"]),
+        fortran,
+    ):
         restored = set_state(None, get_state(value))
-        assert (type(restored), restored.dtype) == (type(value), value.dtype)
+        assert (type(restored), restored.dtype, restored.flags.f_contiguous) == (
+            type(value),
+            value.dtype,
+            value.flags.f_contiguous,
+        )
         np.testing.assert_array_equal(restored, value)
 
 

@@ -1,0 +1,44 @@
+"""What a person should know about an environment before a long run, in a line each."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.wrappers import NormalizeObservation, NormalizeReward
+
+from environments.border import Border
+from environments.structure import leaves, left_out
+
+MANY_INPUTS = 1_000
+
+
+def advice(env: Any) -> list[str]:
+    """What works less well than it could in an environment, or vector of them."""
+    env = getattr(env, "envs", [env])[0]
+    lines = []
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, Border):
+            lines += space_advice(env.name, env.env.observation_space)
+        for kind, flag, effect in (
+            (NormalizeObservation, "obs_norm", "the policy is scored with statistics of its own, new ones"),
+            (NormalizeReward, "reward_norm", "returns are not those of the environment"),
+        ):
+            if isinstance(env, kind):
+                lines.append(
+                    f"{kind.__name__} around the environment: {effect}; remove it, {flag} does the same better"
+                )
+        env = env.env
+    return lines
+
+
+def space_advice(name: str, space: spaces.Space) -> list[str]:
+    """What of an observation space is left out, or larger than the networks are made for."""
+    lines = []
+    if names := left_out(space):
+        lines.append(f"{name}: {', '.join(names)} of its observations cannot be flattened, and are left out")
+    images = [leaf for leaf in leaves(space) if isinstance(leaf, spaces.Box) and len(leaf.shape) > 1]
+    inputs = sum(int(np.prod(image.shape)) for image in images)
+    if inputs >= MANY_INPUTS:
+        lines.append(f"{name}: images are flattened to {inputs:,} inputs of a fully connected network; make them small")
+    return lines

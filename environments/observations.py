@@ -1,0 +1,96 @@
+"""From the observations of an environment to the tensors that the networks take: one conversion, whoever asks."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from environments.errors import UsageError
+
+
+def to_tensor(values: Any, device: str) -> Tensor:
+    """Numbers of any type as a tensor of the default float type.
+
+    For a GPU they are copied to pinned memory first, which lets the transfer run without blocking the CPU.
+    """
+    return transferred(np.array(values, dtype=np.float32), device).to(torch.get_default_dtype())
+
+
+def observation_tensor(observations: Any, device: str) -> Tensor:
+    """Flat observations (..., D) as a floating-point tensor that keeps their precision.
+
+    Integers of more than 16 bits and float64 stay in double precision until the normalizer has subtracted the mean:
+    of a time stamp, float32 would keep only minutes.
+    """
+    array = np.asarray(observations)
+    narrow = array.dtype.itemsize <= 2 or array.dtype == np.float32
+    return transferred(np.array(array, dtype=np.float32 if narrow else np.float64), device)
+
+
+def transferred(array: np.ndarray, device: str) -> Tensor:
+    """An array as a tensor on a device."""
+    tensor = torch.from_numpy(array)
+    if device.startswith("cuda"):
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+class ObservationMap:
+    """Maps observations as an environment returns them, one or many, to flat ones.
+
+    Args:
+        space: the observation space of the environment.
+
+    Attributes:
+        size: entries of a flat observation, D.
+    """
+
+    def __init__(self, space: spaces.Space) -> None:
+        self.space = space
+        self.size = spaces.flatdim(space)
+
+    def __call__(self, observations: Any) -> tuple[np.ndarray, bool]:
+        """Flat observations (N, D), and whether it was only one.
+
+        Args:
+            observations: flat ones, (N, D) or (D,), or as the environment returns them: one, or a list of them.
+
+        Raises:
+            UsageError: they are none of these.
+        """
+        shape = getattr(observations, "shape", None)
+        if shape is None and isinstance(observations, (list, tuple)):
+            shape = self._shape(observations)
+        if shape is not None and shape[-1:] == (self.size,) and len(shape) <= 2:
+            array = np.asarray(observations)
+            return (array, False) if len(shape) == 2 else (array[None], True)
+        if self._fits(observations):
+            return self._flatten([observations]), True
+        many = isinstance(observations, (list, tuple)) or (isinstance(observations, np.ndarray) and observations.ndim)
+        if many and len(observations) and all(map(self._fits, observations)):
+            return self._flatten(observations), False
+        what = f"of shape {tuple(shape)}" if shape is not None else f"of type {type(observations).__name__}"
+        raise UsageError(f"observations {what} must be (N, {self.size}), ({self.size},) or of {self.space}")
+
+    def _fits(self, observation: Any) -> bool:
+        """Whether this is an observation as the environment returns it; of a Box, only the shape has to be right."""
+        if isinstance(self.space, spaces.Box):
+            return np.shape(observation) == self.space.shape
+        try:
+            return bool(self.space.contains(observation)) or self._flatten([observation]).shape[1] == self.size
+        except Exception:  # a space can raise anything
+            return False
+
+    def _flatten(self, observations: Any) -> np.ndarray:
+        return np.array([spaces.flatten(self.space, observation) for observation in observations])
+
+    @staticmethod
+    def _shape(values: Any) -> tuple[int, ...] | None:
+        """The shape of nested lists of numbers; None if they are none."""
+        try:
+            array = np.asarray(values)
+        except ValueError:  # of different lengths
+            return None
+        return array.shape if array.dtype.kind in "biuf" else None

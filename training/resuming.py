@@ -1,0 +1,40 @@
+"""The settings that a run is trained with: checked, and for a resumed run those that it was begun with."""
+
+import dataclasses
+from pathlib import Path
+
+from environments import UsageError
+from training.files import load_config
+from training.settings import ConfigType, config_from
+
+CHANGEABLE = ("total_timesteps", "img_dir", "quiet")
+"""Settings that a resumed run may change."""
+
+
+def prepare(config: ConfigType) -> ConfigType:
+    """Check the settings; if they resume a run, take all others from its `config.json`.
+
+    Raises:
+        UsageError: a setting is invalid, or was given, and is not that of the resumed run.
+    """
+    if config.resume:
+        saved = saved_settings(type(config), config.resume)
+        for name in config.given - {*CHANGEABLE, "resume"}:
+            same = getattr(config, name) == getattr(saved, name)
+            config.check(name, same, "cannot be changed when a run is resumed; remove it")
+        changed = {name: getattr(config, name) for name in config.given & {*CHANGEABLE, "resume"}}
+        config = dataclasses.replace(saved, **changed)
+    config.validate()
+    return config
+
+
+def saved_settings(config_class: type[ConfigType], directory: Path) -> ConfigType:
+    """The settings that a run was begun with; raises a `UsageError` if it is a run of the other script."""
+    saved = load_config(directory)
+    if saved["script"] != config_class.script:
+        raise UsageError(
+            f"--resume {directory} is a run of the {saved['script']} update;"
+            f" use a2c_algorithm_{saved['script']}_update.py"
+        )
+    settings: ConfigType = config_from(config_class, saved)
+    return settings
