@@ -22,7 +22,7 @@ from torch.distributions import Independent
 import environments
 from environments import ActionMap, EnvFn, Shaping, observation_tensor, to_tensor
 from networks import Critic, FlatNetwork, make_actor, repeat_noise
-from training import ALONE, Callback, Policy, Ranks, Run, RunSettings, compile_methods, main, prepare, seed_all
+from training import ALONE, Callback, Policy, Ranks, Run, RunSettings, compile_methods, main, prepared, seed_all
 from utils import AdvantageNormalizer, ObservationNormalizer, RewardNormalizer, explained_variance, gae
 
 
@@ -86,6 +86,7 @@ COMPILE_FROM = 500_000
 """Timesteps of the shortest run that is compiled. Compiling takes about 20 s, more than it saves in a shorter one."""
 
 
+@prepared
 def train(config: Config, env_fn: EnvFn | None = None, callback: Callback | None = None) -> Run:
     """Train a policy; returns the finished run, with the policy in `run.policy`.
 
@@ -98,7 +99,6 @@ def train(config: Config, env_fn: EnvFn | None = None, callback: Callback | None
         UsageError: invalid settings, before anything is written.
         TrainingError: a value that is not finite, or an exception in the environment.
     """
-    config = prepare(config)
     ranks = Ranks.started(config.device)
     num_envs = ranks.divide("--num-envs", config.num_envs)
     shaping = environments.load_shaping(config.reward_shaping, config.env, config.gamma)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import environments
 from environments import ActionMap, EnvFn, observation_tensor, to_tensor
 from networks import Critic, FlatNetwork, make_actor
-from training import Callback, Policy, Run, RunSettings, compile_methods, main, prepare, seed_all
+from training import Callback, Policy, Run, RunSettings, compile_methods, main, prepared, seed_all
 from utils import ObservationNormalizer, RewardNormalizer, explained_variance
 
 
@@ -100,6 +100,7 @@ class Loop:
     log: list[list[float]] = dataclasses.field(default_factory=list)  # `Statistics` since the last row of the log
 
 
+@prepared
 def train(config: Config, env_fn: EnvFn | None = None, callback: Callback | None = None) -> Run:
     """Train a policy; returns the finished run, with the policy in `run.policy`.
 
@@ -112,7 +113,6 @@ def train(config: Config, env_fn: EnvFn | None = None, callback: Callback | None
         UsageError: invalid settings, before anything is written.
         TrainingError: a value that is not finite, or an exception in the environment.
     """
-    config = prepare(config)
     if config.textbook:
         config = dataclasses.replace(config, **TEXTBOOK)
     shaping = environments.load_shaping(config.reward_shaping, config.env, config.gamma)

@@ -15,18 +15,21 @@ The statistics are those of Agarwal et al. 2021, "Deep reinforcement learning at
 (arXiv 2108.13264): interquartile means with bootstrapped intervals, and probabilities of improvement.
 """
 
+import json
 import os
+import re
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
 
 import gymnasium as gym
 import numpy as np
 
 import environments
 from environments import UsageError
-from training.cli import fail, tyro_cli
+from training.cli import JSON, fail, tyro_cli
 from training.comparison import CURVES, RANDOM, CurveName, Results, interval, iqm, probability_of_improvement, solved
 from training.experiments import WINDOW, Task, train_all
 from training.files import check_writable, file_name
@@ -43,6 +46,8 @@ class Config:
 
     env: str = "Pendulum-v0"
     """Environment: a Gymnasium id, or module:Id-v0 to import the module that registers it."""
+    env_kwargs: Annotated[dict[str, Any], JSON] = field(default_factory=dict)
+    """Arguments for the environment, as a JSON object; they become part of the names of files."""
     curves: tuple[CurveName, ...] = ("step", "epoch")
     """Curves to train. Figure and table show all curves in the folder of results."""
     seeds: int = 10
@@ -150,22 +155,24 @@ def report(results: Results, img_dir: Path) -> None:
 
 def compare(config: Config) -> int:
     """Train the missing runs, and report; returns the exit status."""
-    with closing(environments.make_env(config.env)):  # raises if there is no such environment
+    with closing(environments.make_env(config.env, None, config.env_kwargs)):  # raises if there is no such environment
         pass
-    results = Results(config.results, file_name(config.env))
+    kwargs = json.dumps(config.env_kwargs, sort_keys=True)
+    suffix = re.sub(r"[^\w.]+", "-", kwargs).rstrip("-") if config.env_kwargs else ""
+    results = Results(config.results, file_name(config.env) + suffix)
     if results.runs and results.timesteps != config.total_timesteps:
         raise UsageError(
             f"--total-timesteps {config.total_timesteps}: {results.paths[0]} holds runs of {results.timesteps};"
             " choose that, or another folder for --results"
         )
     todo = {
-        Task(CURVES[curve].script, config.env, config.total_timesteps, CURVES[curve].flags, seed): curve
+        Task(CURVES[curve].script, config.env, config.total_timesteps, CURVES[curve].flags, seed, kwargs): curve
         for seed in range(config.seeds)
         for curve in config.curves
         if seed not in results.seeds(curve)
     }
     if not any(row["curve"] == RANDOM for row in results.runs):
-        results.keep_random(config.env, config.total_timesteps)
+        results.keep_random(config.env, config.total_timesteps, config.env_kwargs)
     failed = train_all(list(todo), config.workers, lambda task, score: results.keep(todo[task], task, score))
     if failed:
         print(f"{failed} of {len(todo)} runs failed; the same command tries them again", file=sys.stderr)

@@ -1,6 +1,7 @@
 """The border to an environment: what it returns is checked, and brought to one form."""
 
 import contextlib
+import copy
 import weakref
 from typing import Any
 
@@ -43,6 +44,7 @@ class Border(gym.Wrapper):
             self.observation_space = spaces.flatten_space(space)
         self.vector_shape, self.dtype = self.observation_space.shape, self.observation_space.dtype
         self.registers = not within_border(env)
+        own_spaces(env.unwrapped)
         if self.registers:
             if IN_USE.get(id(env.unwrapped)) is env.unwrapped:
                 raise UsageError(f"env_fn of {name} returned an environment that is in use; it must make a new one")
@@ -105,6 +107,14 @@ class Border(gym.Wrapper):
     def fault(self, source: str, came: Any, declared: str) -> EnvironmentFault:
         """The error: what came, and what should have come."""
         return EnvironmentFault(f"{self.name}: {source} {describe(came)}, which should be {declared}")
+
+
+def own_spaces(env: gym.Env) -> None:
+    """Give an environment copies of the spaces of its class: their generators would be shared by all environments."""
+    for name in ("observation_space", "action_space"):
+        space = next((vars(cls)[name] for cls in type(env).__mro__ if name in vars(cls)), None)
+        if isinstance(space, spaces.Space) and name not in vars(env):
+            setattr(env, name, copy.deepcopy(space))
 
 
 def within_border(env: gym.Env) -> bool:

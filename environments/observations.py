@@ -1,5 +1,6 @@
 """From the observations of an environment to the tensors that the networks take: one conversion, whoever asks."""
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -75,13 +76,13 @@ class ObservationMap:
         raise UsageError(f"observations {what} must be (N, {self.size}), ({self.size},) or of {self.space}")
 
     def _fits(self, observation: Any) -> bool:
-        """Whether this is an observation as the environment returns it; of a Box, only the shape has to be right."""
+        """Whether this is an observation as the environment returns it; numbers may have other types."""
         if isinstance(self.space, spaces.Box):
-            return np.shape(observation) == self.space.shape
-        try:
-            return bool(self.space.contains(observation)) or self._flatten([observation]).shape[1] == self.size
-        except Exception:  # a space can raise anything
-            return False
+            return self._shape(observation) == self.space.shape
+        if isinstance(observation, dict if isinstance(self.space, spaces.Dict) else tuple):
+            with contextlib.suppress(Exception):  # a space can raise anything
+                return self._flatten([observation]).shape[1] == self.size
+        return bool(self.space.contains(observation))
 
     def _flatten(self, observations: Any) -> np.ndarray:
         return np.array([spaces.flatten(self.space, observation) for observation in observations])

@@ -102,7 +102,7 @@ def to_data(space: Any) -> Any:
         case spaces.MultiDiscrete():
             return ["MultiDiscrete", space.nvec.tolist(), space.start.tolist(), str(space.dtype)]
         case spaces.MultiBinary():
-            return ["MultiBinary", list(space.shape)]
+            return ["MultiBinary", space.n if isinstance(space.n, int) else list(space.n)]
         case spaces.Text():
             return ["Text", space.max_length, space.min_length, "".join(space.character_list)]
         case spaces.Dict():
@@ -122,8 +122,8 @@ def from_data(data: Any) -> Any:
             return spaces.Discrete(n, start=start, dtype=np.dtype(dtype).type)
         case ["MultiDiscrete", nvec, start, dtype]:
             return spaces.MultiDiscrete(nvec, dtype=np.dtype(dtype).type, start=start)
-        case ["MultiBinary", shape]:
-            return spaces.MultiBinary(shape)
+        case ["MultiBinary", n]:
+            return spaces.MultiBinary(n)
         case ["Text", longest, shortest, characters]:
             return spaces.Text(longest, min_length=shortest, charset=characters)
         case ["Dict", entries]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from networks import NetworkSettings
 from utils import SingleProcess
 Callback = Policy = compile_methods = main = seed_all = lambda *args: None
-prepare = lambda config: config
+prepared = lambda train: train
 class Ranks(SingleProcess):
     started, divide = staticmethod(lambda device: ALONE), staticmethod(lambda flag, count: count)
 ALONE = Ranks()

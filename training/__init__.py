@@ -7,7 +7,7 @@ from training.errors import TrainingError
 from training.generators import seed_all
 from training.policy import Policy, evaluate, load_policy
 from training.ranks import ALONE, Ranks
-from training.resuming import prepare
+from training.resuming import prepared
 from training.run import Callback, Run
 from training.settings import RunSettings
 
@@ -24,6 +24,6 @@ __all__ = [
     "evaluate",
     "load_policy",
     "main",
-    "prepare",
+    "prepared",
     "seed_all",
 ]

@@ -11,12 +11,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from scipy import stats
 
 import environments
 from environments import UsageError
 from training.experiments import EPISODES, POINTS, Task, grid, learning_curve, read_csv, write_csv
-from training.policy import Policy, evaluate
+from training.policy import Policy, closing, evaluate
 from training.provenance import commit
 
 
@@ -155,9 +156,11 @@ class Results:
                 ]
         self._add(curve, task.seed, task.timesteps, score, points[-1][1], task.flags)
 
-    def keep_random(self, env: str, timesteps: int) -> None:
+    def keep_random(self, env: str, timesteps: int, env_kwargs: Mapping[str, Any]) -> None:
         """Add the random policy."""
-        score = evaluate(RandomPolicy(env), env, episodes=EPISODES, seed=0)
+        with closing(environments.make_env(env, None, env_kwargs)) as made:
+            policy = RandomPolicy(made.action_space)
+        score = evaluate(policy, env, episodes=EPISODES, seed=0, env_kwargs=env_kwargs)
         self._add(RANDOM, 0, timesteps, score | {"commit": commit()}, 0.0, "")
 
     def _add(self, curve: str, seed: int, timesteps: int, score: Mapping[str, Any], seconds: float, flags: str) -> None:
@@ -179,8 +182,8 @@ class RandomPolicy(Policy):
 
     device = torch.device("cpu")
 
-    def __init__(self, env: str) -> None:
-        self.space = environments.make_env(env).action_space
+    def __init__(self, space: spaces.Space) -> None:
+        self.space = space
         self.space.seed(0)
 
     def __call__(self, observations: np.ndarray, stochastic: bool = False) -> np.ndarray:

@@ -46,11 +46,14 @@ class Task(NamedTuple):
     flags: str
     """Settings that are not the defaults, as on the command line."""
     seed: int
+    env_kwargs: str = "{}"
+    """Arguments for the environment, as JSON."""
 
     @property
     def directory(self) -> Path:
         """Where it is kept."""
-        name = f"{self.env.rpartition(':')[2]}_{self.script}_{self.timesteps}_{self.flags}_seed{self.seed}"
+        env = self.env.rpartition(":")[2] + ("" if self.env_kwargs == "{}" else self.env_kwargs)
+        name = f"{env}_{self.script}_{self.timesteps}_{self.flags}_seed{self.seed}"
         return DIRECTORY / re.sub(r"[^\w.]+", "-", name)
 
     @property
@@ -122,7 +125,7 @@ def train(task: Task, stop: Event, episodes: int) -> dict[str, Any]:
     else:
         shutil.rmtree(directory, ignore_errors=True)
         where = ["--env", task.env, "--seed", task.seed, "--total-timesteps", task.timesteps, *task.flags.split()]
-        where += ["--run-dir", directory]
+        where += ["--run-dir", directory, "--env-kwargs", task.env_kwargs]
     script = f"a2c_algorithm_{task.script}_update.py"
     call(stop, directory, script, *where, "--img-dir", directory, "--quiet")
     seed = EVALUATION_SEED + task.seed

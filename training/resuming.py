@@ -1,14 +1,38 @@
 """The settings that a run is trained with: checked, and for a resumed run those that it was begun with."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
 
 from environments import UsageError
 from training.files import load_config
 from training.settings import ConfigType, config_from
 
+Train = TypeVar("Train", bound=Callable[..., Any])
 CHANGEABLE = ("total_timesteps", "img_dir", "quiet")
 """Settings that a resumed run may change."""
+
+
+def prepared(train: Train) -> Train:
+    """Let a function that trains have its settings from `prepare`, and run in one thread.
+
+    Small networks are slower in more threads, and the numbers would depend on how many there are.
+    """
+
+    @functools.wraps(train)
+    def wrapper(config: Any, *args: Any, **kwargs: Any) -> Any:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return train(prepare(config), *args, **kwargs)
+        finally:
+            torch.set_num_threads(threads)
+
+    return cast(Train, wrapper)
 
 
 def prepare(config: ConfigType) -> ConfigType:

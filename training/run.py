@@ -172,8 +172,6 @@ class Run:
     # --- Life cycle --------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        self.threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # small networks are slower with more, and the numbers would depend on how many
         for line in [] if self.config.quiet else advice(self.env):
             print(line, file=sys.stderr)
         self.start = self.plotted = self.saved_at = time.monotonic()
@@ -201,7 +199,6 @@ class Run:
             error = error or closing
         self.files.release()
         close_env(self.env)
-        torch.set_num_threads(self.threads)
         if isinstance(error, (Exception, StoppedError)):
             saved = (self.directory / CHECKPOINT).exists()
             where = f"rank {self.ranks.rank}, " * (self.ranks.world_size > 1) + f"at timestep {self.timestep}"

@@ -1,0 +1,234 @@
+"""What a checkpoint keeps of an environment: it goes on to the bit, or is found to be unreadable."""
+
+import random
+from collections import deque
+from enum import Enum, IntEnum
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.wrappers import FrameStackObservation, RescaleAction, TransformObservation
+
+from environments import make_env
+from environments.states import UnreadableError, get_state, set_state
+
+LEVEL = [0]
+COUNT = 0
+
+
+class Phase(Enum):
+    UP = 1
+    DOWN = 2
+
+
+class Light(IntEnum):
+    RED = 0
+    GREEN = 1
+
+
+class Mine(gym.Env):
+    """Returns two numbers that `see` computes after `change` has changed the state."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self):
+        self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+        self.begin()
+
+    def begin(self):
+        pass
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(2), {}
+
+    def step(self, action):
+        self.t += 1
+        return np.full(2, 1.0) * self.change(), 0.0, False, False, {}
+
+
+class Enums(Mine):
+    def begin(self):
+        self.phase, self.light = Phase.UP, Light.RED
+
+    def change(self):
+        if self.t == 4:
+            self.phase, self.light = Phase.DOWN, Light.GREEN
+        return self.phase.value + 10 * self.light
+
+
+class Methods(Mine):
+    def reset(self, *, seed=None, options=None):
+        self.act, self.x = self.walk, 0
+        return super().reset(seed=seed)
+
+    def walk(self):
+        self.x += 1
+
+    def run(self):
+        self.x += 5
+
+    def change(self):
+        if self.t == 4:
+            self.act = self.run
+        self.act()
+        return self.x
+
+
+class Views(Mine):
+    def begin(self):
+        self.board = np.zeros((2, 3), order="F")
+        self.row, self.same = self.board[1, ::2], self.board
+
+    def change(self):
+        self.board += 1
+        self.same[1, 2] += 1
+        return self.row
+
+
+class OneGenerator(Mine):
+    def reset(self, *, seed=None, options=None):
+        result = super().reset(seed=seed)
+        self.rng, self.draw = self.np_random, self.np_random.normal
+        return result
+
+    def change(self):
+        return self.rng.random() + self.np_random.random() + self.draw()
+
+
+class ManyGenerators(Mine):
+    def begin(self):
+        self.old, self.python = np.random.RandomState(3), random.Random(4)
+        self.torch, self.parent = torch.Generator().manual_seed(5), np.random.default_rng(6)
+
+    def change(self):
+        (child,) = self.parent.spawn(1)
+        return child.random() + self.old.normal() + self.python.random() + torch.rand(1, generator=self.torch).item()
+
+
+class Space(Mine):
+    def begin(self):
+        self.goals = spaces.Dict(a=spaces.Box(-1, 1, (2,)))
+        self.goals.seed(1)
+
+    def change(self):
+        return self.observation_space.sample() + self.goals.sample()["a"]
+
+
+class ClassVariable(Mine):
+    level, seen = 0, deque(maxlen=3)
+
+    def change(self):
+        type(self).level += 1
+        self.seen.append(self.level)
+        return sum(self.seen)
+
+
+class ModuleVariable(Mine):
+    def change(self):
+        global COUNT
+        COUNT += 1
+        LEVEL[0] += 2
+        return COUNT + LEVEL[0]
+
+
+class Closure(Mine):
+    def begin(self):
+        level = [0]
+
+        def up():
+            level[0] += 1
+            return level[0]
+
+        self.up = up
+
+    def change(self):
+        return self.up()
+
+
+class Cycle(Mine):
+    def begin(self):
+        self.me, self.chain = self, [1]
+        self.chain.append(self.chain)
+
+    def change(self):
+        self.me.chain[1][0] += 1
+        return self.chain[0]
+
+
+def wrapped():
+    env = FrameStackObservation(RescaleAction(gym.make("Pendulum-v1"), np.float32(-1), np.float32(1)), 3)
+    return TransformObservation(env, lambda o: o * 2, env.observation_space)
+
+
+KINDS = [
+    *(Enums, Methods, Views, OneGenerator, ManyGenerators, Space, ClassVariable, ModuleVariable, Closure, Cycle),
+    wrapped,
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_an_environment_goes_on_where_it_was(kind, tmp_path):
+    global COUNT
+    old, new = make_env("mine", kind), make_env("mine", kind)
+    action = old.action_space.sample() * 0
+    old.reset(seed=3)
+    for _ in range(5):
+        old.step(action)
+    torch.save(get_state(old), tmp_path / "state")
+    expected = [old.step(action)[0] for _ in range(4)]
+    ClassVariable.level, LEVEL[0], COUNT = 0, 0, 0  # as in a new process
+    ClassVariable.seen.clear()
+    set_state(new, torch.load(tmp_path / "state", weights_only=True))
+    np.testing.assert_array_equal([new.step(action)[0] for _ in range(4)], expected)
+    again = get_state(new)
+    set_state(new, again)  # what was restored can be saved again
+
+
+class Holds(Mine):
+    def __init__(self, held):
+        self.held = held
+        super().__init__()
+
+
+@pytest.mark.parametrize("held", [object(), iter([1]), {1}, np.array([None]), torch.zeros(2).numpy()], ids=str)
+def test_what_cannot_be_saved_is_unreadable(held):
+    with pytest.raises(UnreadableError):
+        get_state(make_env("mine", lambda: Holds(held)))
+
+
+def test_a_function_or_class_that_has_changed_is_not_restored():
+    def make(value):
+        return make_env("mine", lambda: Holds(value))
+
+    with pytest.raises(UnreadableError):
+        set_state(make(0), get_state(make(lambda: 1)))
+    with pytest.raises(UnreadableError):
+        set_state(make_env("mine", Cycle), get_state(make_env("mine", Enums)))
+
+
+def test_a_mujoco_model_that_the_environment_changes_is_kept():
+    """As in domain randomization: the masses belong to the state."""
+
+    class Heavy(gym.Wrapper):
+        def reset(self, **kwargs):
+            result = self.env.reset(**kwargs)
+            self.unwrapped.model.body_mass[:] *= 1 + self.unwrapped.np_random.random()
+            return result
+
+    old, new = (make_env("mine", lambda: Heavy(gym.make("Hopper-v5"))) for _ in range(2))
+    old.reset(seed=1)
+    state, action = get_state(old), np.full(3, 0.3, np.float32)
+    expected = [old.step(action)[0] for _ in range(5)]
+    set_state(new, state)
+    np.testing.assert_array_equal([new.step(action)[0] for _ in range(5)], expected)
+
+
+def test_large_arrays_of_the_same_content_are_saved_once(tmp_path):
+    prices = np.random.default_rng(0).normal(size=100_000)
+    state = get_state([make_env("mine", lambda: Holds(prices.copy())) for _ in range(8)])
+    torch.save(state, tmp_path / "state")
+    assert (tmp_path / "state").stat().st_size < 1_000_000
