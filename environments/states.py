@@ -105,6 +105,8 @@ class Reader:
             return self._array(value)
         if type(value) in (list, tuple):
             return type(value).__name__, [self.read(item) for item in value]
+        if type(value) is frozenset and list(frozenset(list(value))) == list(value):  # in the same order
+            return "frozenset", [self.read(item) for item in value]
         if type(value) is deque:
             return "deque", [value.maxlen, [self.read(item) for item in value]]
         if type(value) is dict:
@@ -256,6 +258,8 @@ class Writer:
                 return content
             case "tuple":
                 return tuple(self._items(current, content))
+            case "frozenset":
+                return frozenset(self.write(None, item) for item in content)
             case "deque":
                 return deque(self._items(current, content[1]), content[0])
             case "generator":

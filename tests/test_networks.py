@@ -77,3 +77,11 @@ def test_a_deviation_that_depends_on_the_state():
     assert len(deviations.unique()) == 100
     assert len(GaussianActor(3, [True, False], NetworkSettings(hidden_sizes=(16,)))(observations).stddev.unique()) == 1
     assert actor.noise(7, 4).shape == (7, 4, 2)
+
+
+def test_a_deviation_has_a_limit_and_below_it_none():
+    actor = GaussianActor(2, [True], NetworkSettings())
+    for log_std, expected in ((-3.0, -3.0), (3.9, 3.9), (9.0, 5.0), (1000.0, 5.0)):
+        with torch.no_grad():
+            actor.log_std.fill_(log_std)
+        assert math.log(actor(torch.zeros(2)).stddev.item()) == pytest.approx(expected, abs=1e-3)

@@ -75,3 +75,22 @@ def test_the_first_rewards_of_one_environment_are_left_as_they_are(reward):
     normalizer = RewardNormalizer(1, 0.99)
     normalizer.update_returns(torch.tensor([[reward]]), torch.tensor([[0.0]]))
     assert normalizer.normalize(torch.tensor([[reward]])) == reward
+
+
+def test_large_offsets_are_subtracted_before_rounding():
+    """Of a time stamp, float32 keeps only steps of 128 seconds."""
+    normalizer = ObservationNormalizer(2)
+    stamps = torch.stack((1.7e9 + torch.arange(100.0, dtype=torch.float64), torch.arange(100.0).double()), dim=1)
+    normalizer.update(stamps)
+    normalized = normalizer.normalize(stamps)
+    torch.testing.assert_close(normalized[:, 0], normalized[:, 1], rtol=0, atol=1e-5)
+    assert normalized[:, 0].unique().numel() == 100
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1.7e9])
+def test_an_entry_that_was_always_the_same_is_zero_also_when_it_changes(value):
+    """The networks have not learned anything from it; scaled, it would be at the limit."""
+    normalizer = ObservationNormalizer(1)
+    for _ in range(30):
+        normalizer.update(torch.full((7, 1), value, dtype=torch.float64))
+    assert normalizer.normalize(torch.tensor([value + 0.3], dtype=torch.float64)).item() == 0

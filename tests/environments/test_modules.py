@@ -6,6 +6,9 @@ import sys
 import pytest
 from conftest import EPOCH, PROJECT
 
+from environments import UsageError, make_env
+from environments.making import PACKAGES
+
 MINE = """
 import gymnasium as gym
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
@@ -50,3 +53,17 @@ def test_a_module_that_cannot_be_used_is_one_line(tmp_path, code, args, words):
     (line,) = result.stderr.splitlines()
     assert words in line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_package_that_is_installed_is_found_and_one_that_is_not_is_named(tmp_path, monkeypatch):
+    """A package that depends on Gymnasium may register environments when it is imported."""
+    package, info = tmp_path / "plugged", tmp_path / "plugged-1.0.dist-info"
+    package.mkdir(), info.mkdir()
+    (package / "__init__.py").write_text(MINE.replace("Mine-v0", "Plugged/Mine-v0"))
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugged\nVersion: 1.0\nRequires-Dist: gymnasium>=1\n")
+    (info / "top_level.txt").write_text("plugged\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    make_env("Plugged/Mine-v0").close()
+    monkeypatch.setitem(PACKAGES, "Nowhere/", "nowhere-envs")
+    with pytest.raises(UsageError, match="--env Nowhere/Pong-v5 needs the package nowhere-envs: pip install"):
+        make_env("Nowhere/Pong-v5")
