@@ -81,6 +81,7 @@ class Reader:
         self.numbers: dict[int, int] = {}  # of the objects so far, by their `id`
         self.kept: list[Any] = []  # an `id` is unique only as long as its object lives
         self.outside: set[str] = set()  # classes and modules that were read
+        self.storages: dict[tuple[int, int], torch.UntypedStorage] = {}
         self.contents: dict[int, list[torch.Tensor]] = {}  # large arrays, by their length in bytes
 
     def read(self, value: Any) -> Any:
@@ -100,7 +101,7 @@ class Reader:
         name = f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}"
         mujoco = sys.modules.get("mujoco")
         if isinstance(value, torch.Tensor):
-            return "tensor", value.detach().clone()
+            return "tensor", self._tensor(value)
         if type(value) in (np.ndarray, np.memmap):
             return self._array(value)
         if type(value) in (list, tuple):
@@ -162,6 +163,13 @@ class Reader:
         if base.base is not None and array.flags.writeable:
             raise UnreadableError(f"an array that shares the memory of a {type(base.base).__qualname__}")
         return "array", self._bytes(array)
+
+    def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy of a tensor; copies of tensors that share memory share theirs, which `torch.save` keeps."""
+        storage = tensor.untyped_storage()
+        copied = self.storages.setdefault((storage.data_ptr(), storage.nbytes()), storage.clone())
+        empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        return empty.set_(copied, tensor.storage_offset(), tensor.size(), tensor.stride())
 
     def _bytes(self, array: np.ndarray) -> list[Any]:
         """Type, shape, order and bytes of an array; one tensor of bytes for all large arrays of the same content."""

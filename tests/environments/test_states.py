@@ -89,6 +89,16 @@ class Views(Mine):
         return self.row
 
 
+class Tensors(Mine):
+    def begin(self):
+        self.board = torch.zeros(2, 3)
+        self.row = self.board[1, 1:]
+
+    def change(self):
+        self.board += 1
+        return self.row.numpy()
+
+
 class OneGenerator(Mine):
     def reset(self, *, seed=None, options=None):
         result = super().reset(seed=seed)
@@ -165,7 +175,19 @@ def wrapped():
 
 
 KINDS = [
-    *(Enums, Methods, Views, OneGenerator, ManyGenerators, Space, ClassVariable, ModuleVariable, Closure, Cycle),
+    *(
+        Enums,
+        Methods,
+        Views,
+        Tensors,
+        OneGenerator,
+        ManyGenerators,
+        Space,
+        ClassVariable,
+        ModuleVariable,
+        Closure,
+        Cycle,
+    ),
     wrapped,
 ]
 

@@ -118,13 +118,18 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(script, env, timesteps, int
     assert_same(numbers(broken), numbers(whole))
 
 
-@pytest.mark.parametrize("name", ["CartPole-v1", "MountainCar-v0", "Acrobot-v1", "Pendulum-v0", "Taxi-v4", "FrozenLake-v1", "CliffWalking-v1"])
+@pytest.mark.parametrize(
+    "name",
+    ["CartPole-v1", "MountainCar-v0", "Acrobot-v1", "Pendulum-v0", "Taxi-v4", "FrozenLake-v1", "CliffWalking-v1"],
+)
 @pytest.mark.parametrize("vector", [False, True])
 def test_an_environment_is_read_and_written_back(name, vector, tmp_path):
     check_environment(name, vector, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["HalfCheetah-v4", "Hopper-v4", "Walker2d-v4", "Ant-v4", "Humanoid-v4", "Reacher-v4", "Ant-v5"])
+@pytest.mark.parametrize(
+    "name", ["HalfCheetah-v4", "Hopper-v4", "Walker2d-v4", "Ant-v4", "Humanoid-v4", "Reacher-v4", "Ant-v5"]
+)
 def test_a_mujoco_environment_is_read_and_written_back(name, tmp_path):
     check_environment(name, True, tmp_path)
 
