@@ -137,13 +137,14 @@ class ObservationNormalizer(RunningMeanStd):
     """Scales each entry of an observation to mean 0 and variance 1 over all observations, clipped to [-10, 10]."""
 
     def normalize(self, observations: Tensor) -> Tensor:
-        """Normalized observations (..., D), as the default float type; unchanged before the first update.
+        """Normalized observations (..., D), as the default float type; unchanged before the first update, if below 1e6.
 
         The mean is subtracted in double precision. An entry that has always been the same, but for rounding, is 0.
         """
         normalized = ((observations - self.mean) / (self.var + 1e-8).sqrt()).clamp(-10.0, 10.0)
-        normalized = torch.where(self.var > 1e-20 * self.mean.square(), normalized, 0.0)
-        return torch.where(self.count > 0, normalized, observations).to(torch.get_default_dtype())
+        normalized = torch.where(self.var <= 1e-20 * self.mean.square(), 0.0, normalized)  # not NaN
+        raw = observations.clamp(-1e6, 1e6)  # larger ones would overflow in the networks
+        return torch.where(self.count > 0, normalized, raw).to(torch.get_default_dtype())
 
 
 class RewardNormalizer(RunningMeanStd):

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import math
 import weakref
 from typing import Any
 
@@ -64,30 +65,45 @@ class Border(gym.Wrapper):
         return self.observation(result[0], "reset()"), result[1]
 
     def step(self, action: Any) -> tuple[np.ndarray, Any, Any, Any, Any]:
-        result = self.env.step(structured(self.env.action_space, action) if self.is_structured else action)
+        if isinstance(action, np.ndarray):  # the environment may keep it
+            action = structured(self.env.action_space, action) if self.is_structured else action.copy()
+        result = self.env.step(action)
         if not isinstance(result, tuple) or len(result) != 5:
             raise self.fault("step() returned", result, "(observation, reward, terminated, truncated, info)")
         observation, reward, terminated, truncated, info = result
         return (
             self.observation(observation, "step()"),
             reward if type(reward) is float else self.number(reward, "reward"),
-            terminated if type(terminated) is bool else bool(self.number(terminated, "terminated")),
-            truncated if type(truncated) is bool else bool(self.number(truncated, "truncated")),
+            terminated if type(terminated) is bool else self.flag(terminated, "terminated"),
+            truncated if type(truncated) is bool else self.flag(truncated, "truncated"),
             info,
         )
 
     def seed_generators(self, seed: int) -> None:
-        """Seed the generators of the environment and its spaces, in case its `reset` does not."""
+        """Seed the generators of the environment and of its spaces, in case its `reset` does not.
+
+        A generator of NumPy in another attribute is seeded if its constructor was not given a seed.
+        """
         with contextlib.suppress(AttributeError):  # a property of its own
             self.env.unwrapped.np_random = np.random.default_rng(seed)
-        for space in (self.env.observation_space, self.env.action_space):
-            space.seed(seed)
+        env: Any = self.env
+        while env is not None:
+            for value in (env.observation_space, env.action_space, *vars(env).values()):
+                if isinstance(value, spaces.Space):
+                    value.seed(seed)
+                elif isinstance(value, np.random.Generator):
+                    entropy = getattr(value.bit_generator.seed_seq, "entropy", 0)
+                    if isinstance(entropy, int) and entropy.bit_length() > 64:  # taken from the operating system
+                        value.bit_generator.state = type(value.bit_generator)(seed).state
+            env = env.env if isinstance(env, gym.Wrapper) else None
 
     def observation(self, observation: Any, source: str) -> np.ndarray:
         """An observation as a vector (D,) of the declared type."""
         try:
             values = observation if self.is_vector else spaces.flatten(self.declared, observation)
             vector = np.array(values, dtype=self.dtype)
+            if isinstance(values, np.ndarray) and values.dtype.kind == "c":
+                raise ValueError("complex numbers")
         except Exception as error:  # a space can raise anything
             raise self.fault(f"{source} returned the observation", observation, f"one of {self.declared}") from error
         if vector.shape != self.vector_shape:
@@ -103,6 +119,13 @@ class Border(gym.Wrapper):
         if array.size != 1 or value is None:  # NumPy takes None for NaN
             raise self.fault(f"step() returned the {what}", value, "one number")
         return float(array.reshape(()))
+
+    def flag(self, value: Any, what: str) -> bool:
+        """A truth value from one, or from a number."""
+        number = self.number(value, what)
+        if math.isnan(number):
+            raise self.fault(f"step() returned the {what}", value, "true or false")
+        return bool(number)
 
     def fault(self, source: str, came: Any, declared: str) -> EnvironmentFault:
         """The error: what came, and what should have come."""

@@ -4,9 +4,15 @@
 class UsageError(ValueError):
     """Invalid input. The message is one line that names the flag or file, what is wrong and how to correct it."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))  # a space that is named may fill several lines
+
 
 class EnvironmentFault(Exception):
     """An environment returned something that its spaces or Gymnasium's API exclude; says what came, and what should."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
 
 
 def first_line(error: BaseException) -> str:

@@ -62,7 +62,7 @@ def make_env(
     try:
         kwargs = {**(env_kwargs or {}), **more}
         env = env_fn(**kwargs) if env_fn else gym.make(env_id, disable_env_checker=True, **kwargs)
-    except Exception as error:  # a constructor can raise anything
+    except (Exception, SystemExit) as error:  # a constructor can raise anything
         raise UsageError(f"--env {env_id} cannot be made: {first_line(error)}") from error
     if not isinstance(env, gym.Env):
         raise UsageError(f"--env {env_id} is a {type(env).__name__}, which is not a gymnasium.Env")

@@ -1,6 +1,5 @@
 """From the observations of an environment to the tensors that the networks take: one conversion, whoever asks."""
 
-import contextlib
 from typing import Any
 
 import numpy as np
@@ -58,40 +57,52 @@ class ObservationMap:
         Args:
             observations: flat ones, (N, D) or (D,), or as the environment returns them: one, or a list of them.
 
+        A list of integers is many observations of a Discrete space, not a flat one.
+
         Raises:
             UsageError: they are none of these.
         """
-        shape = getattr(observations, "shape", None)
-        if shape is None and isinstance(observations, (list, tuple)):
-            shape = self._shape(observations)
-        if shape is not None and shape[-1:] == (self.size,) and len(shape) <= 2:
+        shape = shape_of(observations)
+        choices = isinstance(self.space, spaces.Discrete) and len(shape or ()) == 1
+        integers = choices and np.issubdtype(np.asarray(observations).dtype, np.integer)
+        if shape is not None and shape[-1:] == (self.size,) and len(shape) <= 2 and not integers:
             array = np.asarray(observations)
             return (array, False) if len(shape) == 2 else (array[None], True)
-        if self._fits(observations):
+        if fits(self.space, observations):
             return self._flatten([observations]), True
         many = isinstance(observations, (list, tuple)) or (isinstance(observations, np.ndarray) and observations.ndim)
-        if many and len(observations) and all(map(self._fits, observations)):
+        if many and len(observations) and all(fits(self.space, observation) for observation in observations):
             return self._flatten(observations), False
-        what = f"of shape {tuple(shape)}" if shape is not None else f"of type {type(observations).__name__}"
+        what = f"of shape {shape}" if shape is not None else f"of type {type(observations).__name__}"
         raise UsageError(f"observations {what} must be (N, {self.size}), ({self.size},) or of {self.space}")
-
-    def _fits(self, observation: Any) -> bool:
-        """Whether this is an observation as the environment returns it; numbers may have other types."""
-        if isinstance(self.space, spaces.Box):
-            return self._shape(observation) == self.space.shape
-        if isinstance(observation, dict if isinstance(self.space, spaces.Dict) else tuple):
-            with contextlib.suppress(Exception):  # a space can raise anything
-                return self._flatten([observation]).shape[1] == self.size
-        return bool(self.space.contains(observation))
 
     def _flatten(self, observations: Any) -> np.ndarray:
         return np.array([spaces.flatten(self.space, observation) for observation in observations])
 
-    @staticmethod
-    def _shape(values: Any) -> tuple[int, ...] | None:
-        """The shape of nested lists of numbers; None if they are none."""
-        try:
-            array = np.asarray(values)
-        except ValueError:  # of different lengths
-            return None
-        return array.shape if array.dtype.kind in "biuf" else None
+
+def fits(space: Any, observation: Any) -> bool:
+    """Whether this is an observation of a space; numbers of a Box may have any type and size."""
+    if isinstance(space, spaces.Box):
+        return shape_of(observation) == space.shape
+    if isinstance(space, spaces.Dict):  # which may have more entries, see `numeric_part`
+        return isinstance(observation, dict) and all(
+            name in observation and fits(part, observation[name]) for name, part in space.items()
+        )
+    if isinstance(space, spaces.Tuple):
+        same = isinstance(observation, tuple) and len(observation) == len(space)
+        return same and all(fits(part, entry) for part, entry in zip(space, observation, strict=True))
+    if isinstance(space, spaces.Text) and not isinstance(observation, str):
+        return False
+    try:
+        return bool(space.contains(observation))
+    except Exception:  # a space can raise anything
+        return False
+
+
+def shape_of(values: Any) -> tuple[int, ...] | None:
+    """The shape of a number, an array or nested lists of numbers; None if they are none."""
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError):  # lists of different lengths, for example
+        return None
+    return array.shape if array.dtype.kind in "biuf" else None

@@ -1,25 +1,28 @@
 """State that an environment keeps outside of its attributes, and the names by which classes and functions are found."""
 
 import dis
-import random
+import logging
+import re
 import sys
+import sysconfig
 import types
-from collections import deque
 from collections.abc import Iterator
-from typing import Any
-
-import numpy as np
+from pathlib import PurePath
+from typing import Any, NamedTuple
 
 FUNCTION = types.FunctionType
-LIBRARIES = ("builtins", "gymnasium", "typing", "abc", "numpy", "environments")
-"""Packages whose classes hold no state."""
-CHANGING = (list, dict, deque, np.ndarray, np.random.Generator, np.random.RandomState, random.Random)
+LIBRARIES = {"gymnasium", "numpy", "torch", "mujoco", "environments", *sys.stdlib_module_names}
+"""Packages whose classes and modules hold no state of an environment."""
+INSTALLED = tuple({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+PLAIN = (bool, int, float, str, type(None))
+STATIC = (logging.Logger, re.Pattern, PurePath, types.ModuleType)
 
 
 def place(value: Any) -> list[str]:
     """Module and name of a class or function; for a lambda also its line, since several have the same name."""
     line = [str(value.__code__.co_firstlineno)] if isinstance(value, FUNCTION) and "<" in value.__qualname__ else []
-    return [value.__module__ or "", value.__qualname__, *line]
+    module = getattr(value, "__module__", None) or "numpy"  # whose functions have none
+    return [module, value.__qualname__, *line]
 
 
 def find(where: list[str]) -> Any:
@@ -30,39 +33,91 @@ def find(where: list[str]) -> Any:
     return value
 
 
-def owners(cls: type) -> dict[str, Any]:
-    """The classes of a class that may hold state, and the variables of their modules, by name."""
-    classes = [base for base in cls.__mro__ if base.__module__.partition(".")[0] not in LIBRARIES]
-    found: dict[str, Any] = {f"class {'.'.join(place(base))}": base for base in classes}
-    for function in (function for base in classes for function in functions(base)):
-        found[f"module {function.__globals__.get('__name__')}"] = function.__globals__
-    return found
+class Variables(NamedTuple):
+    """Variables that belong to a class, a module, or a function, and may change."""
 
+    owner: Any
+    values: dict[str, Any]
 
-def outside(cls: type) -> dict[str, dict[str, Any]]:
-    """The state that an environment may have outside of its attributes, by the name of its owner, see `owners`.
-
-    These are the variables of its classes, and those of its modules that its methods use and that can change: lists,
-    dicts, arrays, generators, and what a function assigns by `global`. Not found: what is reached in other ways.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    for key, owner in owners(cls).items():
-        if isinstance(owner, type):
-            found[key] = {
-                name: value
-                for name, value in vars(owner).items()
-                if not name.startswith(("__", "_abc_")) and not callable(value) and not hasattr(value, "__get__")
-            }
+    def set(self, name: str, value: Any) -> None:
+        """Assign one of them."""
+        if isinstance(self.owner, dict):
+            self.owner[name] = value
+        elif name.isdigit():
+            self.owner.__closure__[int(name)].cell_contents = value
         else:
-            used = [f for base in cls.__mro__ for f in functions(base) if f.__globals__ is owner]
-            names = {name for function in used for name in function.__code__.co_names}
-            assigned = {i.argval for f in used for i in dis.get_instructions(f) if i.opname == "STORE_GLOBAL"}
-            found[key] = {
-                name: owner[name]
-                for name in sorted(names & owner.keys())
-                if name in assigned or isinstance(owner[name], CHANGING)
-            }
-    return found
+            setattr(self.owner, name, value)
+
+
+def outside(root: Any) -> dict[str, Variables]:
+    """The variables outside of its attributes that an object of this class, or this function, may use; by their owner.
+
+    These are the variables of its classes, what its functions enclose and have as defaults, the variables of modules
+    that they use, and the same for all functions and classes that they use, but for those of libraries. Not found: what
+    is reached by another way, such as an object in a list.
+    """
+    found: dict[str, Variables] = {}
+    home = str(root.__module__).partition(".")[0]
+    todo = [root] if isinstance(root, FUNCTION) else [base for base in root.__mro__ if not is_library(base, home)]
+    seen = set(map(id, todo))
+
+    def meet(value: Any) -> bool:
+        """Visit a function or class later, if that is what this is."""
+        if not isinstance(value, (type, FUNCTION)):
+            return False
+        if id(value) not in seen and not is_library(value, home):
+            seen.add(id(value))
+            todo.append(value)
+        return True
+
+    for owner in todo:
+        name = ".".join(place(owner))
+        if isinstance(owner, type):
+            found[f"class {name}"] = Variables(owner, class_variables(owner))
+            for function in functions(owner):
+                meet(function)
+            continue
+        cells = {str(i): cell.cell_contents for i, cell in enumerate(owner.__closure__ or ()) if not is_empty(cell)}
+        cells = {index: content for index, content in cells.items() if not meet(content)}
+        defaults = {"__defaults__": owner.__defaults__, "__kwdefaults__": owner.__kwdefaults__}
+        found[f"function {name}"] = Variables(owner, cells | {k: v for k, v in defaults.items() if v})
+        names, assigned = used_names(owner.__code__)
+        scopes = [owner.__globals__]
+        for variables in scopes:
+            for used in sorted(names & variables.keys()):
+                value = variables[used]
+                if isinstance(value, types.ModuleType):
+                    if variables is owner.__globals__ and not is_library(value, home):
+                        scopes.append(vars(value))
+                elif not (meet(value) or is_fixed(value) or (type(value) in PLAIN and used not in assigned)):
+                    module = f"module {variables['__name__']}"
+                    found.setdefault(module, Variables(variables, {})).values[used] = value
+    return {name: variables for name, variables in found.items() if variables.values}
+
+
+def is_library(value: Any, home: str) -> bool:
+    """Whether a class, function or module belongs to a library: to Python's or an installed one other than `home`."""
+    module = value if isinstance(value, types.ModuleType) else sys.modules.get(value.__module__ or "")
+    package = str(module.__name__ if module else value.__module__).partition(".")[0]
+    if package == home or package in LIBRARIES:
+        return package in LIBRARIES
+    return str(getattr(module, "__file__", "")).startswith(INSTALLED)
+
+
+def is_fixed(value: Any) -> bool:
+    """Whether an object holds no state, as loggers, paths and functions written in C."""
+    return isinstance(value, STATIC) or (callable(value) and not hasattr(value, "__dict__"))
+
+
+def class_variables(cls: type) -> dict[str, Any]:
+    """The variables of a class: neither methods and properties nor what Python adds."""
+    return {
+        name: value
+        for name, value in vars(cls).items()
+        if not name.startswith(("__", "_abc_"))
+        and not isinstance(value, (type, *STATIC))
+        and not hasattr(value, "__get__")
+    }
 
 
 def functions(cls: type) -> Iterator[FUNCTION]:
@@ -70,3 +125,24 @@ def functions(cls: type) -> Iterator[FUNCTION]:
     for value in vars(cls).values():
         parts = (value.fget, value.fset) if isinstance(value, property) else (getattr(value, "__func__", value),)
         yield from (part for part in parts if isinstance(part, FUNCTION))
+
+
+def used_names(code: types.CodeType) -> tuple[set[str], set[str]]:
+    """The names of variables and attributes that code uses, and those that it assigns, also in functions within it."""
+    names, assigned = set(code.co_names), set()
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("STORE_GLOBAL", "STORE_ATTR"):
+            assigned.add(instruction.argval)
+        if isinstance(instruction.argval, types.CodeType):
+            inner = used_names(instruction.argval)
+            names, assigned = names | inner[0], assigned | inner[1]
+    return names, assigned
+
+
+def is_empty(cell: types.CellType) -> bool:
+    """Whether the variable of a closure has no value yet."""
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return True
+    return False

@@ -89,13 +89,21 @@ def structured(space: spaces.Space, action: np.ndarray) -> Any:
     return build(space)
 
 
-def to_data(space: Any) -> Any:
-    """A space as plain data, for a checkpoint; None if it is of a kind that Gymnasium does not flatten."""
+def to_data(space: spaces.Space) -> Any:
+    """A space as plain data, for a checkpoint; None if a part of it is of a kind that Gymnasium does not have."""
+    try:
+        return plain(space)
+    except TypeError:
+        return None
+
+
+def plain(space: Any) -> list[Any]:
+    """A space as plain data; raises a `TypeError` if its kind is not known."""
     match space:
         case spaces.Box():
             # One number in place of an image of equal ones.
-            bounds = space.low, space.high
-            ends = [end.flat[0].item() if (end == end.flat[0]).all() else end.tolist() for end in bounds]
+            limits = space.low, space.high
+            ends = [end.min().item() if end.size and end.min() == end.max() else end.tolist() for end in limits]
             return ["Box", *ends, list(space.shape), str(space.dtype)]
         case spaces.Discrete():
             return ["Discrete", int(space.n), int(space.start), str(space.dtype)]
@@ -106,10 +114,12 @@ def to_data(space: Any) -> Any:
         case spaces.Text():
             return ["Text", space.max_length, space.min_length, "".join(space.character_list)]
         case spaces.Dict():
-            return ["Dict", [[name, to_data(entry)] for name, entry in space.items()]]
+            return ["Dict", [[name, plain(entry)] for name, entry in space.items()]]
         case spaces.Tuple():
-            return ["Tuple", [to_data(entry) for entry in space]]
-    return None
+            return ["Tuple", [plain(entry) for entry in space]]
+        case spaces.OneOf():
+            return ["OneOf", [plain(entry) for entry in space.spaces]]
+    raise TypeError(type(space).__name__)
 
 
 def from_data(data: Any) -> Any:
@@ -130,4 +140,6 @@ def from_data(data: Any) -> Any:
             return spaces.Dict({name: from_data(entry) for name, entry in entries})
         case ["Tuple", entries]:
             return spaces.Tuple([from_data(entry) for entry in entries])
+        case ["OneOf", entries]:
+            return spaces.OneOf([from_data(entry) for entry in entries])
     raise ValueError("it has a space of an unknown kind")

@@ -94,3 +94,11 @@ def test_an_entry_that_was_always_the_same_is_zero_also_when_it_changes(value):
     for _ in range(30):
         normalizer.update(torch.full((7, 1), value, dtype=torch.float64))
     assert normalizer.normalize(torch.tensor([value + 0.3], dtype=torch.float64)).item() == 0
+
+
+def test_what_is_not_a_number_stays_none():
+    """So that a run notices it."""
+    normalizer = ObservationNormalizer(2)
+    for value in (torch.nan, torch.inf):
+        normalizer.update(torch.tensor([[value, 1.0]]))
+        assert normalizer.normalize(torch.tensor([value, 1.0])).isnan()[0]

@@ -133,9 +133,15 @@ def close_env(env: Any) -> None:
 
 @contextlib.contextmanager
 def closing(env: Any) -> Iterator[Any]:
-    """Close an environment, or vector of them, at the end of the block in every case."""
+    """Close an environment, or vector of them, at the end of the block in every case.
+
+    Raises:
+        EnvironmentFault: in the block, the environment tried to end the process.
+    """
     try:
         yield env
+    except SystemExit as stop:
+        raise EnvironmentFault(f"the environment called sys.exit({stop.code!r})") from stop
     finally:
         close_env(env)
 

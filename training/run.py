@@ -199,7 +199,7 @@ class Run:
             error = error or closing
         self.files.release()
         close_env(self.env)
-        if isinstance(error, (Exception, StoppedError)):
+        if isinstance(error, (Exception, StoppedError, SystemExit)):  # a library of the environment may call sys.exit
             saved = (self.directory / CHECKPOINT).exists()
             where = f"rank {self.ranks.rank}, " * (self.ranks.world_size > 1) + f"at timestep {self.timestep}"
             what = failure(error, self.directory, self.config.img_dir, self.ranks.rank)

@@ -30,8 +30,8 @@ def run_state(run: Run, loop: Mapping[str, Any]) -> dict[str, Any]:
     try:
         parts = {"env": run.env, "episodes": vars(run.episodes), "loop": dict(loop), "generators": generator_states()}
         world = get_state(parts)
-    except (UnreadableError, RecursionError):  # the latter for containers without end
-        world = None
+    except UnreadableError as error:
+        world = str(error)
     device, policy = torch.device(run.config.device), run.policy
     return {name: part.state_dict() for name, part in run.parts.items()} | {
         "timestep": run.timestep,
@@ -88,12 +88,13 @@ def restore_world(run: Run, worlds: list[Any]) -> str:
         raise ValueError("it has no environments")
     if len(worlds) != run.ranks.world_size:
         return f"there were {len(worlds)} ranks"
-    if None in worlds:
-        return "their state cannot be read"
+    for world in worlds:
+        if isinstance(world, str):
+            return f"their state cannot be read: it holds {world}"
     try:
         world = set_state({"env": run.env}, worlds[run.ranks.rank])
     except UnreadableError as error:
-        return f"their state cannot be restored ({error})"
+        return f"their state cannot be restored: it holds {error}"
     vars(run.episodes).update(world["episodes"])
     restore_generators(world["generators"])
     device = run.config.device

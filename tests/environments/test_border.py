@@ -78,6 +78,8 @@ def test_one_element_is_a_number_and_a_list_an_observation(wrong, expected):
         ({"reward": [1.0, 2.0]}, ["reward [1.0, 2.0]", "one number"]),
         ({"reward": "high"}, ["reward 'high'", "one number"]),
         ({"truncated": None}, ["truncated None", "one number"]),
+        ({"terminated": np.nan}, ["terminated nan", "true or false"]),
+        ({"observation": np.zeros(3, np.complex64)}, ["complex64", "(3,)"]),
         ({"step": (np.zeros(3, np.float32), 1.0, False, {})}, ["step()", "a tuple of 4", "truncated, info)"]),
         ({"step": None}, ["step() returned None", "(observation, reward"]),
         ({"reset": np.zeros(3, np.float32)}, ["reset()", "array of shape (3,)", "(observation, info)"]),
@@ -237,3 +239,55 @@ def test_what_cannot_be_used_is_closed_or_named():
     assert made[0].closed == 1
     with pytest.raises(UsageError, match=r"--env mine is a dict, which is not a gymnasium\.Env"):
         make_env("mine", dict)
+
+
+def test_seeds_reach_all_generators_of_an_environment():
+    """Those of the spaces of every wrapper and of other attributes, too, unless the constructor has seeded them."""
+
+    class Many(Mine):
+        def __init__(self):
+            super().__init__()
+            self.action_space = spaces.Box(-1, 1, (1,))
+            self.goals, self.unseeded, self.seeded = (
+                spaces.Discrete(1000),
+                np.random.default_rng(),
+                np.random.default_rng(5),
+            )
+
+        def draw(self):
+            parts = [
+                self.action_space.sample()[0],
+                self.goals.sample(),
+                self.unseeded.random(),
+                self.np_random.random(),
+            ]
+            return [*map(float, parts)]
+
+    envs = [make_env("mine", lambda: gym.wrappers.RescaleAction(Many(), -2, 2)) for _ in range(3)]
+    for env, seed in zip(envs, (1, 1, 2), strict=True):
+        env.seed_generators(seed)
+    first, second, other = (env.unwrapped.draw() for env in envs)
+    assert first == second
+    assert all(a != b for a, b in zip(first, other, strict=True))
+    assert envs[0].unwrapped.seeded.random() == np.random.default_rng(5).random()
+
+
+def test_an_action_that_the_environment_keeps_is_its_own():
+    kept = []
+
+    class Keeps(Mine):
+        def __init__(self):
+            super().__init__()
+            self.action_space = spaces.Box(-1, 1, (2,))
+
+        def step(self, action):
+            kept.append(action)
+            return super().step(action)
+
+    envs = make_vector_env("mine", 2, Keeps)
+    envs.reset(seed=0)
+    actions = np.zeros((2, 2), np.float32)
+    envs.step(actions)
+    actions += 1
+    assert [action.tolist() for action in kept] == [[0, 0], [0, 0]]
+    assert all(action.base is None for action in kept)

@@ -1,8 +1,9 @@
 """What a checkpoint keeps of an environment: it goes on to the bit, or is found to be unreadable."""
 
+import functools
 import random
 from collections import deque
-from enum import Enum, IntEnum
+from enum import Enum, Flag, IntEnum
 
 import gymnasium as gym
 import numpy as np
@@ -13,6 +14,7 @@ from gymnasium.wrappers import FrameStackObservation, RescaleAction, TransformOb
 
 from environments import make_env
 from environments.states import UnreadableError, get_state, set_state
+from training.generators import generator_states, restore_generators
 
 LEVEL = [0]
 COUNT = 0
@@ -26,6 +28,11 @@ class Phase(Enum):
 class Light(IntEnum):
     RED = 0
     GREEN = 1
+
+
+class Kind(Flag):
+    A = 1
+    B = 2
 
 
 class Mine(gym.Env):
@@ -169,6 +176,100 @@ class Cycle(Mine):
         return self.chain[0]
 
 
+GENERATOR = np.random.default_rng(5)
+HOLDER = type("HOLDER", (), {"level": 0})
+
+
+def helper():
+    return GENERATOR.random()
+
+
+def counted(function):
+    count = [0]
+
+    @functools.wraps(function)
+    def wrapper(self):
+        count[0] += 1
+        return function(self) + count[0]
+
+    return wrapper
+
+
+class Helpers(Mine):
+    """A module's variables through another function, a comprehension, a decorator, a default and another class."""
+
+    @counted
+    def change(self, seen=[0]):  # noqa: B006
+        seen[0] += 1
+        HOLDER.level += 1
+        return helper() + sum([GENERATOR.random() for _ in range(2)]) + seen[0] + HOLDER.level
+
+
+class Recursive(Mine):
+    def begin(self):
+        def fibonacci(n):
+            return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
+
+        def incomplete():
+            return later
+
+        self.fibonacci, self.incomplete, self.power = fibonacci, incomplete, np.tanh
+        if False:
+            later = 1
+        self.queue = deque()
+        self.queue.append(self.queue)
+
+    def change(self):
+        return self.fibonacci(self.t) + self.power(0.5) + len(self.queue[0])
+
+
+class Flags(Mine):
+    def begin(self):
+        self.flags = Kind.A
+
+    def change(self):
+        self.flags = Kind.A | Kind.B if self.t > 3 else Kind(0)
+        return self.flags.value
+
+
+class Globals(Mine):
+    def begin(self):
+        self.draw, self.old = random.random, np.random.rand
+
+    def change(self):
+        return self.draw() + random.random() + self.old() + np.random.rand()  # noqa: NPY002
+
+
+class ReadOnly(Mine):
+    def begin(self):
+        self.board = np.zeros(2)
+        self.view = self.board[:]
+        self.view.flags.writeable = False
+
+    def change(self):
+        self.board += 1
+        return self.view + 10 * self.view.flags.writeable
+
+
+class Keeps(Mine):
+    """The action that it was given."""
+
+    def step(self, action):
+        self.last = action
+        return super().step(action)
+
+    def change(self):
+        return float(self.last)
+
+
+class Old(Mine):
+    def begin(self):
+        self.old = np.random.RandomState(np.random.PCG64(4))
+
+    def change(self):
+        return self.old.normal()
+
+
 def wrapped():
     env = FrameStackObservation(RescaleAction(gym.make("Pendulum-v1"), np.float32(-1), np.float32(1)), 3)
     return TransformObservation(env, lambda o: o * 2, env.observation_space)
@@ -200,11 +301,13 @@ def test_an_environment_goes_on_where_it_was(kind, tmp_path):
     old.reset(seed=3)
     for _ in range(5):
         old.step(action)
-    torch.save(get_state(old), tmp_path / "state")
+    torch.save(get_state({"env": old, "generators": generator_states()}), tmp_path / "state")
     expected = [old.step(action)[0] for _ in range(4)]
+    Helpers.change.__wrapped__.__defaults__[0][0] = HOLDER.level = 0
     ClassVariable.level, LEVEL[0], COUNT = 0, 0, 0  # as in a new process
     ClassVariable.seen.clear()
-    set_state(new, torch.load(tmp_path / "state", weights_only=True))
+    restored = set_state({"env": new}, torch.load(tmp_path / "state", weights_only=True))
+    restore_generators(restored["generators"])
     np.testing.assert_array_equal([new.step(action)[0] for _ in range(4)], expected)
     again = get_state(new)
     set_state(new, again)  # what was restored can be saved again
@@ -216,7 +319,24 @@ class Holds(Mine):
         super().__init__()
 
 
-@pytest.mark.parametrize("held", [object(), iter([1]), {1}, np.array([None]), torch.zeros(2).numpy()], ids=str)
+NESTED = functools.reduce(lambda inner, _: [inner], range(300), 0)
+ODD = np.arange(24.0).reshape(2, 3, 4).transpose(1, 0, 2).copy("K")
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        object(),
+        iter([1]),
+        {1},
+        np.array([None]),
+        torch.zeros(2).numpy(),
+        torch.nn.Parameter(torch.ones(1)),
+        NESTED,
+        ODD,
+    ],
+    ids=lambda held: type(held).__name__,
+)
 def test_what_cannot_be_saved_is_unreadable(held):
     with pytest.raises(UnreadableError):
         get_state(make_env("mine", lambda: Holds(held)))
@@ -232,6 +352,25 @@ def test_a_function_or_class_that_has_changed_is_not_restored():
         set_state(make_env("mine", Cycle), get_state(make_env("mine", Enums)))
 
 
+def test_two_objects_where_the_constructor_made_one_are_noticed():
+    """Restored in place, the second would overwrite the first."""
+
+    class Two(Mine):
+        def begin(self):
+            envs = [Enums(), Enums()]
+            self.current, self.envs = envs[0], envs
+
+        def change(self):
+            self.current = self.envs[1]
+            return 1
+
+    old, new = make_env("mine", Two), make_env("mine", Two)
+    old.reset(seed=1)
+    old.step(0)
+    with pytest.raises(UnreadableError, match=r"two objects of .*Enums, where the constructor made one"):
+        set_state(new, get_state(old))
+
+
 def test_a_mujoco_model_that_the_environment_changes_is_kept():
     """As in domain randomization: the masses belong to the state."""
 
@@ -239,7 +378,13 @@ def test_a_mujoco_model_that_the_environment_changes_is_kept():
         def reset(self, **kwargs):
             result = self.env.reset(**kwargs)
             self.unwrapped.model.body_mass[:] *= 1 + self.unwrapped.np_random.random()
+            self.unwrapped.model.opt.timestep *= 1 + self.unwrapped.np_random.random()
             return result
+
+        def step(self, action):
+            forces = self.unwrapped.data.qfrc_bias.sum()  # computed by the step before
+            observation, *rest = self.env.step(action)
+            return observation + forces, *rest
 
     old, new = (make_env("mine", lambda: Heavy(gym.make("Hopper-v5"))) for _ in range(2))
     old.reset(seed=1)

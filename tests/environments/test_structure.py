@@ -52,6 +52,7 @@ def test_a_huge_bound_is_none(bound):
         spaces.MultiDiscrete([[2, 3], [4, 5]], start=[[1, 1], [0, 0]]),
         spaces.MultiBinary((2, 2)),
         spaces.Text(4, charset="abc"),
+        spaces.Dict(empty=spaces.Box(-1, 1, (0,)), one=spaces.OneOf([spaces.Discrete(2), spaces.Box(0, 1)])),
         CHOICES,
         NUMBERS,
     ],
@@ -105,11 +106,33 @@ def test_advice_for_images_and_for_an_environment_that_normalizes():
 )
 def test_observations_are_taken_raw_or_flat_one_or_many(space, raw):
     convert = ObservationMap(space)
-    one = spaces.flatten(space, raw if not isinstance(raw, list) else np.array(raw, np.float32))
+    one = spaces.flatten(space, np.array(raw) if isinstance(raw, list) else raw).astype(np.float64)
     for observations, many in ((raw, False), ([raw, raw, raw], True), (one, False), (np.stack([one] * 3), True)):
         flat, single = convert(observations)
         assert (flat.shape, single) == ((3 if many else 1, len(one)), not many)
         np.testing.assert_allclose(flat, np.stack([one] * len(flat)), rtol=1e-6)
+
+
+def test_integers_are_observations_of_a_discrete_space():
+    flat, single = ObservationMap(spaces.Discrete(3))([0, 2, 1])
+    assert (flat.tolist(), single) == ([[1, 0, 0], [0, 0, 1], [0, 1, 0]], False)
+
+
+@pytest.mark.parametrize(
+    ("space", "wrong"),
+    [
+        (spaces.Dict(a=spaces.Box(0, 1, (2,)), b=spaces.Box(0, 1, (1,))), {"a": np.zeros(1), "b": np.zeros(2)}),
+        (spaces.Tuple([spaces.Discrete(3), spaces.Text(3)]), (-1, "a")),
+        (spaces.Box(0, 1, ()), "abc"),
+        (spaces.Box(0, 1, (3,)), ["a", "b", "c"]),
+        (spaces.Box(0, 1, (2, 2)), [[1, 2], [3]]),
+        (spaces.Box(0, 1, (2,)), np.array([None, 1])),
+    ],
+    ids=str,
+)
+def test_what_is_no_observation_is_refused(space, wrong):
+    with pytest.raises(UsageError, match="must be "):
+        ObservationMap(space)(wrong)
 
 
 @pytest.mark.parametrize("wrong", [[[3]], np.zeros(3), np.zeros((2, 5)), 9, "left", None, []], ids=str)

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 import time
 
 import gymnasium as gym
@@ -13,7 +14,7 @@ from test_resume import FORK, assert_same, numbers
 import a2c_algorithm_epoch_update as epoch
 import a2c_algorithm_step_update as step
 import training.run
-from training import UsageError
+from training import TrainingError, UsageError
 from training.checkpoint import load_checkpoint
 
 SCRIPTS = pytest.mark.parametrize("script", [epoch, step], ids=["epoch", "step"])
@@ -118,3 +119,24 @@ def test_arguments_for_the_environment_are_kept_and_used(script, tmp_path):
         result = script("a2c_algorithm_epoch_update.py", "--env", "CartPole-v1", "--env-kwargs", wrong)
         assert (result.returncode, result.stderr.count("\n")) == (2, 1)
         assert words in result.stderr
+
+
+@SCRIPTS
+def test_an_environment_that_ends_the_process_ends_the_run_with_a_line(script, tmp_path):
+    class Exits(Endless):
+        def step(self, action):
+            sys.exit("no license")
+
+    with pytest.raises(TrainingError, match="at timestep 0: SystemExit: no license"):
+        script.train(script.Config(env="Exits", run_dir=tmp_path / "run", img_dir=tmp_path), Exits)
+
+
+def test_why_the_environments_are_new_is_said(tmp_path, capsys):
+    class Odd(Endless):
+        def __init__(self):
+            self.odd = {1, 2}
+
+    config = epoch.Config(env="Odd", total_timesteps=512, run_dir=tmp_path / "run", img_dir=tmp_path)
+    epoch.train(config, Odd)
+    epoch.train(epoch.Config(resume=tmp_path / "run", total_timesteps=1024), Odd)
+    assert "in new episodes, since their state cannot be read: it holds builtins.set" in capsys.readouterr().out
