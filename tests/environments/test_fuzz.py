@@ -23,6 +23,7 @@ import training.run
 from training import TrainingError, UsageError, evaluate, load_policy
 from training.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.slow
 COUNT = int(os.environ.get("FUZZ", "24"))
 FAULTS = [
     *("shorter", "longer", "scalar", "nan", "infinite", "text"),  # what is wrong of an observation

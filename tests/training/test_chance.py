@@ -11,6 +11,8 @@ from gymnasium import spaces
 
 import a2c_algorithm_epoch_update as epoch
 import a2c_algorithm_step_update as step
+import training.logs
+import training.run
 from training import evaluate
 from training.checkpoint import load_checkpoint
 
@@ -51,8 +53,15 @@ class Mine(gym.Env):
 DRAWS = pytest.mark.parametrize("draw", ["numpy", "python", "torch", "own", "space", "seeds"])
 
 
-def train(script, folder, draw, timesteps=2048, callback=None, **settings):
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(training.logs, "LOG_INTERVAL", 128)
+    monkeypatch.setattr(training.run, "plot_returns", lambda *args: None)
+
+
+def train(script, folder, draw, timesteps=384, callback=None, **settings):
     settings = {"run_dir": folder} | settings
+    settings |= {"num_envs": 4, "sample_size": 64} if script is epoch else {}
     config = script.Config(env="Mine", total_timesteps=timesteps, quiet=True, img_dir=folder.parent, **settings)
     return script.train(config, lambda: Mine(draw), callback)
 
@@ -77,9 +86,9 @@ def test_a_seed_gives_the_same_numbers_also_over_a_resume(script, draw, tmp_path
         run.stop()
 
     stopped = train(script, tmp_path / "stopped", draw, callback=stop)
-    assert stopped.timestep < 2048
+    assert stopped.timestep < 384
     np.random.seed(4)  # noqa: NPY002
-    config = script.Config(resume=stopped.directory, total_timesteps=2048)
+    config = script.Config(resume=stopped.directory, total_timesteps=384)
     resumed = script.train(config, lambda: Mine(draw))
     assert numbers(resumed) == numbers(alone)
     other = train(script, tmp_path / "other", draw, seed=1)

@@ -73,6 +73,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(script, 
     assert_same(numbers(tmp_path / "run"), numbers(tmp_path / "alone"))
 
 
+@pytest.mark.slow
 @SCRIPTS
 def test_a_checkpoint_is_written_every_minute_and_moves_no_number(script, tmp_path, monkeypatch):
     alone = first(script, tmp_path, run_dir=tmp_path / "alone")
@@ -95,6 +96,7 @@ class Endless(gym.Env):
         return np.zeros(2, np.float32), 0.25, False, False, {}
 
 
+@pytest.mark.slow
 @SCRIPTS
 def test_where_no_episode_ends_the_reward_of_a_step_is_logged(script, tmp_path, capsys):
     seen = []
@@ -106,6 +108,7 @@ def test_where_no_episode_ends_the_reward_of_a_step_is_logged(script, tmp_path, 
     assert "mean reward per step 0.25" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_arguments_for_the_environment_are_kept_and_used(script, tmp_path):
     """By the script and by evaluate.py: with this reward, every step but the last one counts 0."""
     arguments = json.dumps({"sutton_barto_reward": True})
