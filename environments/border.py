@@ -73,7 +73,7 @@ class Border(gym.Wrapper):
         observation, reward, terminated, truncated, info = result
         return (
             self.observation(observation, "step()"),
-            reward if type(reward) is float else self.number(reward, "reward"),
+            float(reward) if isinstance(reward, float) else self.number(reward, "reward"),
             terminated if type(terminated) is bool else self.flag(terminated, "terminated"),
             truncated if type(truncated) is bool else self.flag(truncated, "truncated"),
             info,

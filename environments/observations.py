@@ -22,16 +22,20 @@ def observation_tensor(observations: Any, device: str) -> Tensor:
     """Flat observations (..., D) as a floating-point tensor that keeps their precision.
 
     Integers of more than 16 bits and float64 stay in double precision until the normalizer has subtracted the mean:
-    of a time stamp, float32 would keep only minutes.
+    of a time stamp, float32 would keep only minutes. The tensor may share the memory of an array.
     """
     array = np.asarray(observations)
-    narrow = array.dtype.itemsize <= 2 or array.dtype == np.float32
-    return transferred(np.array(array, dtype=np.float32 if narrow else np.float64), device)
+    if array.dtype.char not in "fd" or not array.dtype.isnative or not array.flags.writeable:
+        narrow = array.dtype.itemsize <= 2 or array.dtype == np.float32
+        array = np.array(array, dtype=np.float32 if narrow else np.float64)
+    return transferred(array, device)
 
 
 def transferred(array: np.ndarray, device: str) -> Tensor:
     """An array as a tensor on a device."""
     tensor = torch.from_numpy(array)
+    if device == "cpu":
+        return tensor
     if device.startswith("cuda"):
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

@@ -105,6 +105,7 @@ class TrainingLog:
 
     Attributes:
         recent_returns: of the last 20 episodes.
+        rewards, steps: sum of the environment's own rewards since the last row, and of how many steps.
         mean_reward: of the steps of the last row; the environment's own rewards.
     """
 
@@ -113,7 +114,7 @@ class TrainingLog:
         self.files = {name: CsvFile(directory / name) for name in COLUMNS}
         self.updates: list[Mapping[str, float]] = []  # since the last row
         self.new_episodes: list[tuple[float, int]] = []  # returns and lengths since the last row
-        self.rewards = self.steps = 0.0  # sum of the rewards since the last row, and of how many steps
+        self.rewards = self.steps = 0.0
         self.mean_reward = np.nan
         self.recent_returns: deque[float] = deque(maxlen=20)
         self.next_row = LOG_INTERVAL
@@ -135,11 +136,6 @@ class TrainingLog:
         self.recent_returns.append(episode_return)
         self.new_episodes.append((episode_return, length))
         self.files[EPISODES].writer.writerow([timestep, episode_return, length, round(wall_time, 3)])
-
-    def add_rewards(self, total: float, steps: int) -> None:
-        """Add the sum of the rewards of so many steps."""
-        self.rewards += total
-        self.steps += steps
 
     def write_row(self, timestep: int, rate: float, wall_time: float) -> dict[str, float]:
         """Log the mean of the updates since the last row; returns the scalars that TensorBoard gets, by name.

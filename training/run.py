@@ -164,7 +164,8 @@ class Run:
         """
         self.timestep += timesteps
         if reward is not None:
-            self.log.add_rewards(float(reward), timesteps)
+            self.log.rewards += float(reward)
+            self.log.steps += timesteps
         if self.ranks.world_size == 1:  # several ranks must stop after the same update, see `log_rewards`
             self.exit_status = self.interrupts.status
         self.interrupts.set_timer()  # restarted, since the environment has responded
@@ -226,7 +227,8 @@ class Run:
             gathered = self.ranks.all_gather_array(np.concatenate((rewards, done, signals)))
             rewards, done, signals = np.split(gathered, [len(rewards), 2 * len(rewards)])
             self.exit_status, self.minute_passed = int(signals[0].max()), bool(signals[1].any())
-        self.log.add_rewards(float(rewards.sum()), rewards.size)
+        self.log.rewards += float(rewards.sum())
+        self.log.steps += rewards.size
         steps, num_envs = rewards.shape
         for step, episode_return, length in self.episodes.add(rewards, done):
             self.log_episode(episode_return, length, self.timestep - (steps - 1 - step) * num_envs)
