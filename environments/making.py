@@ -3,9 +3,11 @@
 import contextlib
 import difflib
 import importlib.metadata
+import importlib.util
 import re
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -160,12 +162,14 @@ def check_env_id(env_id: str) -> None:
 
 
 def find_plug_in(env_id: str) -> bool:
-    """Import installed packages that depend on Gymnasium, until one has registered the environment."""
+    """Import installed packages that depend on Gymnasium and register something, until one has this environment."""
     modules = [package.replace("-", "_") for start, package in PACKAGES.items() if env_id.startswith(start)]
     for module, distributions in sorted(importlib.metadata.packages_distributions().items()):
         requirements = [line for name in distributions for line in importlib.metadata.requires(name) or ()]
         if any(re.match(r"gymnasium\b(?!-)", line) and "extra ==" not in line for line in requirements):
-            modules.append(module)
+            spec = importlib.util.find_spec(module)
+            if spec and spec.origin and "register" in Path(spec.origin).read_text(errors="ignore"):
+                modules.append(module)
     for module in modules:
         with contextlib.suppress(Exception):  # importing a module can raise anything
             importlib.import_module(module)

@@ -46,7 +46,7 @@ class Reader:
         self.kept: list[Any] = []  # an `id` is unique only as long as its object lives
         self.outside: set[str] = set()  # owners of variables that were read
         self.depth = 0
-        self.storages: dict[tuple[int, int], torch.UntypedStorage] = {}
+        self.storages: dict[tuple[Any, ...], torch.UntypedStorage] = {}
         self.contents: dict[int, list[torch.Tensor]] = {}  # large arrays, by their length in bytes
 
     def read(self, value: Any) -> Any:
@@ -141,7 +141,9 @@ class Reader:
         if tensor.requires_grad or type(tensor) is not torch.Tensor:
             raise UnreadableError(f"a {type(tensor).__name__} with a gradient")
         storage = tensor.untyped_storage()
-        copied = self.storages.setdefault((storage.data_ptr(), storage.nbytes()), storage.clone())
+        if storage.nbytes() % tensor.element_size():  # memory that compiled code has divided
+            return tensor.clone()
+        copied = self.storages.setdefault((storage.data_ptr(), storage.nbytes(), tensor.dtype), storage.clone())
         empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         return empty.set_(copied, tensor.storage_offset(), tensor.size(), tensor.stride())
 

@@ -24,7 +24,7 @@ from training import TrainingError, UsageError, evaluate, load_policy
 from training.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.slow
-COUNT = int(os.environ.get("FUZZ", "24"))
+COUNT = int(os.environ.get("FUZZ", "15"))
 FAULTS = [
     *("shorter", "longer", "scalar", "nan", "infinite", "text"),  # what is wrong of an observation
     *("reward none", "reward two", "reward nan", "reward text", "flag none"),

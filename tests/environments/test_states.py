@@ -399,3 +399,13 @@ def test_large_arrays_of_the_same_content_are_saved_once(tmp_path):
     state = get_state([make_env("mine", lambda: Holds(prices.copy())) for _ in range(8)])
     torch.save(state, tmp_path / "state")
     assert (tmp_path / "state").stat().st_size < 1_000_000
+
+
+def test_tensors_in_memory_that_compiled_code_has_divided_are_saved(tmp_path):
+    """Of several types, and of a size that is no multiple of theirs."""
+    memory = torch.UntypedStorage(68)
+    memory.fill_(0)
+    whole = torch.empty(0, dtype=torch.int64).set_(memory, 1, (2,))
+    torch.save(get_state([whole, torch.empty(0).set_(memory, 0, (2,)), whole[:1]]), tmp_path / "state")
+    restored = set_state(None, torch.load(tmp_path / "state", weights_only=True))
+    assert [tensor.tolist() for tensor in restored] == [[0, 0], [0.0, 0.0], [0]]
