@@ -25,9 +25,7 @@ def advice(env: Any) -> list[str]:
             (NormalizeReward, "reward_norm", "returns are not those of the environment"),
         ):
             if isinstance(env, kind):
-                lines.append(
-                    f"{kind.__name__} around the environment: {effect}; remove it, {flag} does the same better"
-                )
+                lines.append(f"{kind.__name__} around the environment: {effect}; remove it, {flag} does the same")
         env = env.env
     return lines
 

@@ -81,8 +81,8 @@ class Reader:
             return "deque", [value.maxlen, [self.read(item) for item in value]]
         if type(value) is dict:
             return "dict", [[self.read(key), self.read(item)] for key, item in value.items()]
-        if any(value is generator for generator in GLOBAL.values()):
-            return "global", next(name for name, generator in GLOBAL.items() if value is generator)
+        if held := [name for name, generator in GLOBAL.items() if value is generator]:
+            return "global", held[0]
         if type(value) is np.random.Generator:
             return "generator", self.read(value.bit_generator)
         if isinstance(value, np.random.BitGenerator) and type(value).__name__ in GENERATORS:
@@ -143,9 +143,11 @@ class Reader:
         storage = tensor.untyped_storage()
         if storage.nbytes() % tensor.element_size():  # memory that compiled code has divided
             return tensor.clone()
-        copied = self.storages.setdefault((storage.data_ptr(), storage.nbytes(), tensor.dtype), storage.clone())
+        key = (storage.data_ptr(), storage.nbytes(), tensor.dtype)
+        if key not in self.storages:
+            self.storages[key] = storage.clone()
         empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-        return empty.set_(copied, tensor.storage_offset(), tensor.size(), tensor.stride())
+        return empty.set_(self.storages[key], tensor.storage_offset(), tensor.size(), tensor.stride())
 
     def _bytes(self, array: np.ndarray) -> list[Any]:
         """Type, shape, order and bytes of an array; one tensor of bytes for all large arrays of the same content."""

@@ -36,7 +36,7 @@ class Kind(Flag):
 
 
 class Mine(gym.Env):
-    """Returns two numbers that `see` computes after `change` has changed the state."""
+    """Returns two numbers that `change` computes, which also changes the state."""
 
     action_space = spaces.Discrete(2)
 

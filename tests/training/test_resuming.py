@@ -118,7 +118,7 @@ def test_arguments_for_the_environment_are_kept_and_used(script, tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["env_kwargs"] == json.loads(arguments)
     result = script("evaluate.py", "run", "--episodes", 2)
     assert json.loads(result.stdout)["mean_return"] == -1.0
-    for wrong, words in (("5", "must be a JSON object"), ('{"colour": 1}', "unexpected keyword argument 'colour'")):
+    for wrong, words in (("5", "must be a JSON object"), ('{"color": 1}', "unexpected keyword argument 'color'")):
         result = script("a2c_algorithm_epoch_update.py", "--env", "CartPole-v1", "--env-kwargs", wrong)
         assert (result.returncode, result.stderr.count("\n")) == (2, 1)
         assert words in result.stderr
