@@ -80,7 +80,8 @@ def outside(root: Any) -> dict[str, Variables]:
         cells = {str(i): cell.cell_contents for i, cell in enumerate(owner.__closure__ or ()) if not is_empty(cell)}
         cells = {index: content for index, content in cells.items() if not meet(content)}
         defaults = {"__defaults__": owner.__defaults__, "__kwdefaults__": owner.__kwdefaults__}
-        found[f"function {name}"] = Variables(owner, cells | {k: v for k, v in defaults.items() if v})
+        line = owner.__code__.co_firstlineno  # a decorator gives its function the name of the decorated one
+        found[f"function {name}, line {line}"] = Variables(owner, cells | {k: v for k, v in defaults.items() if v})
         names, assigned = used_names(owner.__code__)
         scopes = [owner.__globals__]
         for variables in scopes:

@@ -276,20 +276,8 @@ def wrapped():
 
 
 KINDS = [
-    *(
-        Enums,
-        Methods,
-        Views,
-        Tensors,
-        OneGenerator,
-        ManyGenerators,
-        Space,
-        ClassVariable,
-        ModuleVariable,
-        Closure,
-        Cycle,
-    ),
-    wrapped,
+    *(Enums, Flags, Methods, Views, ReadOnly, Tensors, OneGenerator, ManyGenerators, Old, Globals, Space),
+    *(ClassVariable, ModuleVariable, Helpers, Closure, Recursive, Cycle, Keeps, wrapped),
 ]
 
 
