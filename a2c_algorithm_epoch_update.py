@@ -9,7 +9,6 @@ networks. Sources: Mnih et al. 2016 (arXiv 1602.01783) for A2C, Schulman et al. 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -34,29 +33,26 @@ class Config(RunSettings):
 
     num_envs: int = 16
     """Environments that are stepped together. More of them make a batch less correlated, and their rollouts shorter."""
-    sample_size: int = 512
+    sample_size: int = 128
     """Transitions in a batch: num_envs times the steps of each. A larger batch is less noisy, but updates are fewer."""
     gamma: float = 0.99
     """Discount factor per timestep. Raise it if rewards are delayed."""
-    gae_lambda: float = 0.98
+    gae_lambda: float = 0.9
     """Lambda of generalized advantage estimation (GAE). 0: the TD error, less noisy; 1: the full return, unbiased."""
-    actor_lr: float = 3e-3
-    """Learning rate of the actor, annealed linearly to 0 over the run. Lower it if returns collapse."""
-    critic_lr: float = 2.35e-3
-    """Learning rate of the critic, annealed linearly to 0 over the run."""
+    actor_lr: float = 5e-4
+    """Learning rate of the actor, times the square root of sample_size. It is annealed linearly to 0 over the run.
+    Lower it if returns collapse."""
+    critic_lr: float = 5e-5
+    """Learning rate of the critic, times the square root of sample_size, annealed in the same way."""
     critic_updates: int = 10
     """Gradient steps of the critic per batch; the actor takes one. Raise it if explained_variance stays low."""
-    ent_coef: float = 0.01
+    ent_coef: float = 0.0
     """Coefficient of the entropy bonus in the actor's loss. Raise it if the policy stops exploring too early."""
-    noise_hold: float = 0.5
-    """Discrete actions: probability of reusing the previous step's sampling noise, annealed linearly to 0. Raise it if
-    exploring takes many equal actions in a row; 0 samples all actions independently."""
-    max_grad_norm: float = 0.5
-    """Clip the L2 norm of the gradient to this value, for actor and critic separately."""
-    max_step: float = math.inf
-    """Clip the RMS of each parameter update to this multiple of the learning rate. Use 1 with small batches."""
-    center_advantages: bool = True
-    """Subtract the batch mean from the advantages. Turn off for small batches: it carries most of their signal."""
+    repeat_noise: float = 0.9
+    """Probability of reusing the previous step's sampling noise, annealed linearly to 0: exploring often takes many
+    similar actions in a row. 0 samples all actions independently."""
+    scale_by_std: bool = True
+    """Continuous actions: multiply the actor's learning rate by the standard deviation of the policy, if below 1."""
     obs_norm: bool = True
     """Normalize observations by their running mean and standard deviation."""
     reward_norm: bool = True
@@ -69,13 +65,12 @@ class Config(RunSettings):
     def validate(self) -> None:
         """Raise a `UsageError` for the first invalid setting."""
         super().validate()
-        for name in ("num_envs", "sample_size", "critic_updates", "actor_lr", "critic_lr", "max_grad_norm", "max_step"):
+        for name in ("num_envs", "sample_size", "critic_updates", "actor_lr", "critic_lr"):
             self.check(name, getattr(self, name) > 0, "must be greater than 0")
-        for name in ("gamma", "gae_lambda", "noise_hold"):
+        for name in ("gamma", "gae_lambda", "repeat_noise"):
             self.check(name, 0 <= getattr(self, name) <= 1, "must be between 0 and 1")
         self.check("ent_coef", self.ent_coef >= 0, "must not be negative")
-        only = self.sample_size > 1 or not self.center_advantages
-        self.check("sample_size", only, "is one transition, whose centered advantage is 0: add --no-center-advantages")
+        self.check("sample_size", self.sample_size > 1, "must be greater than 1: advantages are compared in a batch")
         divides = self.sample_size % self.num_envs == 0
         self.check("sample_size", divides, f"must be a multiple of --num-envs {self.num_envs}")
 
@@ -153,8 +148,7 @@ def collect(
     # All ranks draw the same noise, for all environments, and use their slice of it.
     steps, generator = config.sample_size // config.num_envs, run.generator
     noise = learner.actor.network.noise(steps, config.num_envs, generator=generator)
-    if not learner.action_map.continuous:
-        noise = repeat_noise(noise, config.noise_hold * (1.0 - run.progress), generator)
+    noise = repeat_noise(noise, config.repeat_noise * (1.0 - run.progress), generator)
     for step_noise in noise[:, learner.ranks.local_slice(config.num_envs)].unbind():
         actions, env_actions = learner.act(observation_tensor(observations, config.device), step_noise)
         next_observations, rewards, terminated, truncated, _ = envs.step(env_actions.cpu().numpy())
@@ -200,12 +194,13 @@ class A2C:
         critic = Critic(observation_size, config, last_gain=0.0)
         self.actor, self.critic = FlatNetwork(actor.to(config.device)), FlatNetwork(critic.to(config.device))
         alpha = max(0.0, 1 - config.sample_size / MEAN_SQUARE_HORIZON)
-        limits = {"max_grad_norm": config.max_grad_norm, "max_step": config.max_step}
-        self.actor_optimizer = RMSprop(self.actor.theta, lr=config.actor_lr, alpha=alpha, **limits)
-        self.critic_optimizer = RMSprop(self.critic.theta, lr=config.critic_lr, alpha=alpha, **limits)
+        # The noise of a batch's gradient falls with the square root of its size; steps grow by the same factor.
+        scale = config.sample_size**0.5
+        self.actor_optimizer = RMSprop(self.actor.theta, lr=config.actor_lr * scale, alpha=alpha)
+        self.critic_optimizer = RMSprop(self.critic.theta, lr=config.critic_lr * scale, alpha=alpha)
         self.obs_normalizer = ObservationNormalizer(observation_size, ranks).to(config.device)
         self.reward_normalizer = RewardNormalizer(config.num_envs, config.gamma, ranks).to(config.device)
-        self.advantage_normalizer = AdvantageNormalizer(config.center_advantages, ranks).to(config.device)
+        self.advantage_normalizer = AdvantageNormalizer(ranks).to(config.device)
         self.parts = {  # what a checkpoint saves
             "actor": self.actor.network,
             "critic": self.critic.network,
@@ -266,8 +261,11 @@ class A2C:
             )
             self.advantage_normalizer.update(advantages)
             advantages = self.advantage_normalizer.normalize(advantages)
-        loss, entropy = policy_loss(self.actor(states), batch.actions, advantages, config.ent_coef)
+        pi = self.actor(states)
+        loss, entropy = policy_loss(pi, batch.actions, advantages, config.ent_coef)
         (gradient,) = torch.autograd.grad(loss, self.actor.theta)
+        if config.scale_by_std:
+            lr_scale = lr_scale * self.actor.network.width(pi)
         grad_norm = self.actor_optimizer.step(self.ranks.all_reduce_mean(gradient), lr_scale)
         if config.obs_norm:
             self.obs_normalizer.update(batch.observations.flatten(0, 1))
@@ -301,48 +299,42 @@ def policy_loss(pi: Independent, actions: Tensor, advantages: Tensor, ent_coef: 
 
 
 class RMSprop(nn.Module):
-    """RMSprop (Hinton 2012) with gradient clipping, bias correction and update clipping.
+    """RMSprop (Hinton 2012) with bias correction and update clipping.
 
-        square <- alpha * square + (1 - alpha) * g^2                                g: the clipped gradient
-        theta  <- theta - lr * g / (sqrt(square / (1 - alpha^t)) + eps)             t: the number of updates
+        square <- alpha * square + (1 - alpha) * g^2                                g: the gradient
+        step   <- g / (sqrt(square / (1 - alpha^t)) + eps)                          t: the number of updates
+        theta  <- theta - lr * step / max(1, RMS(step))
 
-    With max_step infinite, this is torch.optim.Adam with betas (0, alpha) after torch.nn.utils.clip_grad_norm_. Without
-    the bias correction (Kingma and Ba 2015, arXiv 1412.6980), the first step would be 1 / sqrt(1 - alpha) learning
-    rates long, which ruins some runs. While gradients are small, the mean of squares decays; then the next large one
-    causes a step of many learning rates, which `max_step` clips (Shazeer and Stern 2018, arXiv 1804.04235, section 6).
+    Without the clipping, this is torch.optim.Adam with betas (0, alpha). Without the bias correction (Kingma and Ba
+    2015, arXiv 1412.6980), the first step would be 1 / sqrt(1 - alpha) learning rates long, which ruins some runs.
+    While gradients are small, the mean of squares decays; then the next large one would cause a step of many learning
+    rates, which is clipped (Shazeer and Stern 2018, arXiv 1804.04235, section 6).
 
     Args:
         theta: the parameters, (P,).
+        lr: learning rate.
         alpha: decay of the mean of squares, per update.
-        max_grad_norm: the L2 norm of the gradient is clipped to this.
-        max_step: the RMS of an update is clipped to this multiple of the learning rate `lr`.
     """
 
     square: Tensor
     updates: Tensor
     eps = 1e-8
 
-    def __init__(self, theta: Tensor, *, lr: float, alpha: float, max_grad_norm: float, max_step: float) -> None:
+    def __init__(self, theta: Tensor, *, lr: float, alpha: float) -> None:
         super().__init__()
         self.theta, self.lr, self.alpha = theta, lr, alpha
-        self.max_grad_norm, self.max_step = max_grad_norm, max_step
         self.register_buffer("square", torch.zeros_like(theta))
         self.register_buffer("updates", theta.new_zeros(1))
 
     @torch.no_grad()
     def step(self, gradient: Tensor, lr_scale: Tensor) -> Tensor:
         """Take a step against the gradient, (P,), with `lr_scale` times the learning rate; returns its L2 norm, ()."""
-        norm = gradient.norm()
-        gradient = gradient * (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
         self.updates.add_(1)
         self.square.lerp_(gradient.square(), 1 - self.alpha)
         mean_square = self.square / (1 - self.alpha**self.updates)
-        step = self.lr * lr_scale * gradient / (mean_square.sqrt() + self.eps)
-        if self.max_step < math.inf:
-            rms = step.square().mean().sqrt() / (self.lr * lr_scale)
-            step = step * (self.max_step / (rms + 1e-6)).clamp(max=1.0)
-        self.theta.sub_(step)
-        return norm
+        step = gradient / (mean_square.sqrt() + self.eps)
+        self.theta.sub_(self.lr * lr_scale * step / step.square().mean().sqrt().clamp(min=1.0))
+        return gradient.norm()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -35,33 +35,30 @@ class Config(RunSettings):
     """Discount factor per timestep. Raise it if rewards are delayed."""
     trace_lambda: float = 0.8
     """Lambda of the eligibility traces, which decay by gamma * lambda per timestep. 0: the one-step TD update."""
-    optimizer: Literal["rmsprop", "adam", "obgd"] = "rmsprop"
-    """Optimizer: rmsprop, adam (momentum), or obgd (overshooting-bounded gradient descent, Elsayed et al. 2024)."""
-    actor_lr: float | None = None
-    """Learning rate of the actor. None: 3e-4 for rmsprop and adam, 1 for obgd, where it is an upper bound."""
-    critic_lr: float | None = None
-    """Learning rate of the critic. None: as for the actor."""
+    actor_lr: float = 5e-4
+    """Learning rate of the actor. Lower it if returns collapse."""
+    critic_lr: float = 3e-4
+    """Learning rate of the critic."""
     anneal_lr: bool = True
     """Anneal the learning rates linearly to 0 over the run. Turn off if you want to extend the run with --resume."""
     ent_coef: float = 0.0
     """Coefficient of the entropy bonus, weighted by the absolute TD error. Raise it if exploration stops too early."""
+    scale_by_std: bool = True
+    """Continuous actions: multiply the actor's learning rate by the standard deviation of the policy, if below 1."""
     obs_norm: bool = True
     """Normalize observations by their running mean and standard deviation."""
     reward_norm: bool = True
     """Divide rewards by the running standard deviation of their discounted sum, and clip them to [-10, 10]."""
     textbook: bool = False
-    """The naive algorithm, for comparison: one-step updates by Adam, nothing annealed, normalized or limited."""
+    """The naive algorithm, for comparison: one-step updates, nothing annealed, normalized or limited."""
     compile: bool = True
     """Use torch.compile, in runs of at least 20,000 timesteps. Turn off to debug."""
-    # Other defaults than those of the epoch update:
-    activation: Literal["silu", "leaky_relu"] = "leaky_relu"
-    mean_limit: float = 1.0
 
     def validate(self) -> None:
         """Raise a `UsageError` for the first invalid setting."""
         super().validate()
         for name in ("actor_lr", "critic_lr"):
-            self.check(name, getattr(self, name) is None or getattr(self, name) > 0, "must be greater than 0")
+            self.check(name, getattr(self, name) > 0, "must be greater than 0")
         for name in ("gamma", "trace_lambda"):
             self.check(name, 0 <= getattr(self, name) <= 1, "must be between 0 and 1")
         self.check("ent_coef", self.ent_coef >= 0, "must not be negative")
@@ -73,8 +70,8 @@ class Config(RunSettings):
 
 TEXTBOOK: dict[str, Any] = {
     "trace_lambda": 0.0,
-    "optimizer": "adam",
     "anneal_lr": False,
+    "scale_by_std": False,
     "layer_norm": False,
     "obs_norm": False,
     "reward_norm": False,
@@ -193,11 +190,9 @@ class A2C:
         actor = make_actor(observation_size, action_map.nvec, action_map.bounded, config).to(config.device)
         self.actor = FlatNetwork(actor)
         self.critic = FlatNetwork(Critic(observation_size, config).to(config.device))
-        decay, rule = config.gamma * config.trace_lambda, config.optimizer
-        self.actor_optimizer = TraceOptimizer(self.actor.theta, decay=decay, rule=rule, lr=config.actor_lr, kappa=3.0)
-        self.critic_optimizer = TraceOptimizer(
-            self.critic.theta, decay=decay, rule=rule, lr=config.critic_lr, kappa=2.0
-        )
+        decay = config.gamma * config.trace_lambda
+        self.actor_optimizer = TraceOptimizer(self.actor.theta, lr=config.actor_lr, decay=decay)
+        self.critic_optimizer = TraceOptimizer(self.critic.theta, lr=config.critic_lr, decay=decay)
         self.obs_normalizer = ObservationNormalizer(observation_size).to(config.device)
         self.reward_normalizer = RewardNormalizer(1, config.gamma).to(config.device)
         self.parts = {  # what a checkpoint saves
@@ -271,6 +266,8 @@ class A2C:
         objective = log_prob + self.config.ent_coef * delta.sign() * pi.entropy()
         (policy_gradient,) = torch.autograd.grad(objective, self.actor.theta)
         self.critic_optimizer.step(value_gradient, delta, lr_scale)
+        if self.config.scale_by_std:
+            lr_scale = lr_scale * self.actor.network.width(pi)
         self.actor_optimizer.step(policy_gradient, delta, lr_scale)
         return torch.stack(Statistics(td_error=delta, value=value.detach(), log_prob=log_prob.detach()))
 
@@ -292,38 +289,33 @@ class A2C:
 
 
 class TraceOptimizer(nn.Module):
-    """Stochastic gradient ascent along eligibility traces, scaled by the TD error.
+    """Stochastic gradient ascent along eligibility traces, scaled by the TD error, with the step sizes of RMSprop.
 
-        e     <- gamma * lambda * e + grad f(s)      f: V(s), or log pi(a|s) with its entropy bonus
-        theta <- theta + lr * step(delta * e)
+        e      <- gamma * lambda * e + grad f(s)                        f: V(s), or log pi(a|s) with its entropy bonus
+        g      <- delta * e
+        square <- beta * square + (1 - beta) * g^2
+        theta  <- theta + lr * g / (sqrt(square / (1 - beta^t)) + eps)                      t: the number of updates
 
-    The trace is a decaying sum of gradients, so that a TD error also corrects earlier states and actions. step(g) is
-
-    - rmsprop: g / (sqrt(mean of g^2) + eps), bias-corrected. No momentum: the trace already averages over time.
-    - adam: the same with momentum (Kingma and Ba 2015, arXiv 1412.6980).
-    - obgd: g / max(1, lr * kappa * max(1, |delta|) * |e|_1). For f linear in theta and inputs in [-1, 1], such a step
-      does not change the sign of the TD error (Elsayed et al. 2024, arXiv 2410.14606, algorithm 3).
+    The trace is a decaying sum of gradients, so that a TD error also corrects earlier states and actions. The rest is
+    RMSprop (Hinton 2012) with the bias correction of Adam (Kingma and Ba 2015, arXiv 1412.6980), but without Adam's
+    momentum: the trace already averages over time.
 
     Args:
         theta: the parameters, (P,).
+        lr: learning rate.
         decay: gamma * lambda.
-        rule: rmsprop, adam or obgd.
-        lr: learning rate; None for the default of the rule.
-        kappa: obgd only: factor of the bound; larger means smaller steps.
     """
 
     trace: Tensor
-    mean: Tensor
     square: Tensor
     updates: Tensor
-    beta1, beta2, eps = 0.9, 0.999, 1e-8
+    beta, eps = 0.999, 1e-8
 
-    def __init__(self, theta: Tensor, *, decay: float, rule: str, lr: float | None, kappa: float) -> None:
+    def __init__(self, theta: Tensor, *, lr: float, decay: float) -> None:
         super().__init__()
-        self.theta, self.decay, self.rule, self.kappa = theta, decay, rule, kappa
-        self.lr = lr or (1.0 if rule == "obgd" else 3e-4)
-        for name in ("trace", "mean", "square"):
-            self.register_buffer(name, torch.zeros_like(theta))
+        self.theta, self.lr, self.decay = theta, lr, decay
+        self.register_buffer("trace", torch.zeros_like(theta))
+        self.register_buffer("square", torch.zeros_like(theta))
         self.register_buffer("updates", theta.new_zeros(1))
 
     @torch.no_grad()
@@ -331,18 +323,10 @@ class TraceOptimizer(nn.Module):
         """Add the gradient of f(s), (P,), to the trace, and take a step along it, scaled by the TD error delta, ()."""
         self.trace.mul_(self.decay).add_(gradient)
         ascent = delta * self.trace
-        if self.rule == "obgd":
-            bound = self.lr * self.kappa * delta.abs().clamp(min=1.0) * self.trace.abs().sum()
-            ascent = ascent / bound.clamp(min=1.0)
-        else:
-            self.updates.add_(1)
-            self.square.lerp_(ascent.square(), 1 - self.beta2)
-            mean_square = self.square / (1 - self.beta2**self.updates)
-            if self.rule == "adam":
-                self.mean.lerp_(ascent, 1 - self.beta1)
-                ascent = self.mean / (1 - self.beta1**self.updates)
-            ascent = ascent / (mean_square.sqrt() + self.eps)
-        self.theta.add_(self.lr * lr_scale * ascent)
+        self.updates.add_(1)
+        self.square.lerp_(ascent.square(), 1 - self.beta)
+        mean_square = self.square / (1 - self.beta**self.updates)
+        self.theta.add_(self.lr * lr_scale * ascent / (mean_square.sqrt() + self.eps))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ An actor maps observations (..., D) to a distribution over actions (..., A); a c
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,6 @@ from torch.distributions import Categorical, Independent, Normal
 
 LARGE_LOG_STD = 4.0
 """From here on, the logarithm of a standard deviation that is a parameter saturates, at 1 more."""
-ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "leaky_relu": nn.LeakyReLU}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,21 +22,15 @@ class NetworkSettings:
 
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Units of each hidden layer, of actor and critic. Larger networks fit harder tasks but train slower."""
-    activation: Literal["silu", "leaky_relu"] = "silu"
-    """Activation function of the hidden layers; leaky_relu is that of Elsayed et al. 2024."""
     layer_norm: bool = True
     """Normalize each hidden layer over its units. Without it, most tasks need their own learning rates."""
-    init: Literal["orthogonal", "sparse"] = "orthogonal"
-    """Initialization of the weights: orthogonal, or sparse (90% zeros) as in Elsayed et al. 2024."""
-    mean_limit: float = 2.0
+    mean_limit: float = 1.0
     """Bounded continuous actions: tanh limits the mean of the Gaussian to [-mean_limit, mean_limit], where the action
     range is [-1, 1]. 1 keeps the mean inside the range; raise it if the best actions are at the bounds; 0: no limit."""
-    state_std: bool = False
-    """Continuous actions: make the standard deviation an output of the network, instead of one parameter per entry."""
 
 
 def mlp(inputs: int, outputs: int, settings: NetworkSettings, last_gain: float) -> nn.Sequential:
-    """A multilayer perceptron; each hidden layer is linear, layer-normalized and passed through the activation.
+    """A multilayer perceptron; each hidden layer is linear, layer-normalized and passed through a leaky ReLU.
 
     Layer normalization (Ba et al. 2016, arXiv 1607.06450) has no learned scale and shift here. It keeps the inputs of
     the activations at mean 0 and variance 1, whatever the scale of observations and weights, so that one set of
@@ -46,34 +39,20 @@ def mlp(inputs: int, outputs: int, settings: NetworkSettings, last_gain: float) 
     Args:
         inputs, outputs: their number.
         settings: of the hidden layers.
-        last_gain: scale of the last layer's weights, if they are initialized orthogonally.
+        last_gain: scale of the last layer's weights.
     """
     layers: list[nn.Module] = []
     for size in settings.hidden_sizes:
         norm = [nn.LayerNorm(size, elementwise_affine=False)] if settings.layer_norm else []
-        layers += [layer_init(nn.Linear(inputs, size), settings.init, 2**0.5), *norm]
-        layers.append(ACTIVATIONS[settings.activation]())
+        layers += [layer_init(nn.Linear(inputs, size), 2**0.5), *norm, nn.LeakyReLU()]
         inputs = size
-    return nn.Sequential(*layers, layer_init(nn.Linear(inputs, outputs), settings.init, last_gain))
+    return nn.Sequential(*layers, layer_init(nn.Linear(inputs, outputs), last_gain))
 
 
-def layer_init(layer: nn.Linear, init: str, gain: float) -> nn.Linear:
-    """Initialize a layer in place: the bias with zeros, the weights by `init`.
-
-    - orthogonal (Saxe et al. 2014, arXiv 1312.6120), scaled by `gain`.
-    - sparse (Elsayed et al. 2024, arXiv 2410.14606, algorithm 1): uniform between -1 / sqrt(n) and 1 / sqrt(n) for n
-      inputs, then 90% of each unit's weights, rounded up, are set to zero. With fewer than ten inputs that is all of
-      them, so the first layer starts at zero if an observation has fewer than ten entries.
-    """
+def layer_init(layer: nn.Linear, gain: float) -> nn.Linear:
+    """Initialize a layer in place: orthogonal weights (Saxe et al. 2014, arXiv 1312.6120) times `gain`, zero bias."""
+    nn.init.orthogonal_(layer.weight, gain)
     nn.init.zeros_(layer.bias)
-    if init == "orthogonal":
-        nn.init.orthogonal_(layer.weight, gain)
-    else:
-        inputs = layer.in_features
-        nn.init.uniform_(layer.weight, -(inputs**-0.5), inputs**-0.5)
-        # Random positions, the same number in each row.
-        zeroed = torch.rand(layer.weight.shape).argsort(dim=1) < math.ceil(0.9 * inputs)
-        layer.weight.data[zeroed] = 0.0
     return layer
 
 
@@ -95,12 +74,15 @@ class Actor(nn.Module):
         """Sample actions (..., A) from a distribution that `forward` returned."""
         return distribution.sample()
 
+    def width(self, distribution: Any) -> Tensor:
+        """Factor of the learning rate for a batch of distributions that `forward` returned, in (0, 1], ()."""
+        return torch.ones(())
+
 
 class GaussianActor(Actor):
     """A diagonal Gaussian policy over continuous actions with A entries.
 
-    The standard deviation is one learned parameter per entry, the same in every state and 1 at first; with
-    `settings.state_std` it is the softplus of an output of the network.
+    The standard deviation is one learned parameter per entry, the same in every state and 1 at first.
 
     Args:
         observation_size: D.
@@ -114,22 +96,17 @@ class GaussianActor(Actor):
 
     def __init__(self, observation_size: int, bounded: Sequence[bool], settings: NetworkSettings) -> None:
         super().__init__()
-        actions = len(bounded)
-        self.mean = mlp(observation_size, actions * (2 if settings.state_std else 1), settings, last_gain=0.01)
-        self.log_std = None if settings.state_std else nn.Parameter(torch.zeros(actions))
+        self.mean = mlp(observation_size, len(bounded), settings, last_gain=0.01)
+        self.log_std = nn.Parameter(torch.zeros(len(bounded)))
         limits = [settings.mean_limit if limited and settings.mean_limit else math.inf for limited in bounded]
         self.register_buffer("limits", torch.tensor(limits), persistent=False)
 
     def forward(self, observations: Tensor) -> Independent:
         """The distribution of actions (..., A); its mode is the mean."""
         mean, limited = self.mean(observations), self.limits.isfinite()
-        if self.log_std is None:
-            mean, std = mean.chunk(2, dim=-1)
-            std = nn.functional.softplus(std)
-        else:
-            # Where nothing is to be learned, the entropy bonus would raise it without end.
-            excess = (self.log_std - LARGE_LOG_STD).clamp(min=0.0)
-            std = (self.log_std - excess + excess.tanh()).exp().expand_as(mean)
+        # Where nothing is to be learned, an entropy bonus would raise it without end.
+        excess = (self.log_std - LARGE_LOG_STD).clamp(min=0.0)
+        std = (self.log_std - excess + excess.tanh()).exp().expand_as(mean)
         limits = self.limits.where(limited, 1.0)  # inf * tanh(0) is NaN, and would reach the gradient through `where`
         mean = torch.where(limited, limits * (mean / limits).tanh(), mean)
         return Independent(Normal(mean, std, validate_args=False), 1)
@@ -141,6 +118,14 @@ class GaussianActor(Actor):
     def sample(self, distribution: Independent, noise: Tensor) -> Tensor:
         """Actions (..., A) by reparameterization: mean + standard deviation * noise."""
         return distribution.mean + distribution.stddev * noise
+
+    def width(self, distribution: Independent) -> Tensor:
+        """The standard deviation, its geometric mean, at most 1: a factor of the learning rate, ().
+
+        Shifting the mean by d changes the policy by a KL divergence of (d / std)^2 / 2. With a constant learning rate,
+        updates would change a policy the more, the more certain it has become.
+        """
+        return distribution.stddev.detach().log().mean().exp().clamp(max=1.0)
 
 
 class CategoricalActor(Actor):

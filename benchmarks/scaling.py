@@ -73,7 +73,7 @@ def torchrun(ranks: int, *command: object) -> str:
 def train(ranks: int) -> float:
     """Timesteps a second of a training."""
     with tempfile.TemporaryDirectory() as folder:
-        paths = ["--run-dir", f"{folder}/run", "--img-dir", folder, "--quiet", "--no-preset"]
+        paths = ["--run-dir", f"{folder}/run", "--img-dir", folder, "--quiet"]
         script = PROJECT / "a2c_algorithm_epoch_update.py"
         torchrun(ranks, script, "--env", ENV, "--total-timesteps", TIMESTEPS, *paths)
         return rate(Path(folder) / "run")

@@ -57,10 +57,6 @@ def step_update(num_envs: int, steps: int, timesteps: int) -> float:
     return ours("step", timesteps)
 
 
-def step_update_obgd(num_envs: int, steps: int, timesteps: int) -> float:
-    return ours("step", timesteps, "--optimizer", "obgd", "--hidden-sizes", "128", "128")
-
-
 def epoch_update(num_envs: int, steps: int, timesteps: int) -> float:
     size = ("--num-envs", str(num_envs), "--sample-size", str(num_envs * steps))
     return ours("epoch", timesteps, *size, "--critic-updates", "1")
@@ -191,7 +187,6 @@ def alone(envs: gym.vector.VectorEnv, timesteps: int) -> float:
 Measure = Callable[[int, int, int], float]
 LIBRARIES: dict[str, Measure] = {
     "step update": step_update,
-    "step update, ObGD, 128 wide": step_update_obgd,
     "epoch update": epoch_update,
     "epoch update, defaults": epoch_update_defaults,
     "Stable-Baselines3": stable_baselines3,
@@ -204,7 +199,6 @@ PEERS = ["Stable-Baselines3", "Tianshou", "TorchRL"]
 # Environments, steps a batch, and the timesteps that each library is timed over: some seconds each.
 CASES: dict[str, tuple[int, int, dict[str, int]]] = {
     "1 x 1": (1, 1, {"step update": 40_000, **dict.fromkeys(PEERS, 1_500), "SyncVectorEnv alone": 50_000}),
-    "1 x 1, wide": (1, 1, {"step update, ObGD, 128 wide": 40_000, "Stable-Baselines3": 1_500}),
     "8 x 8": (8, 8, {"epoch update": 500_000, **dict.fromkeys(PEERS, 20_000), "SyncVectorEnv alone": 100_000}),
     "16 x 32": (
         16,

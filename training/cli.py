@@ -28,7 +28,7 @@ from training.policy import evaluate
 from training.ranks import RankError
 from training.resuming import saved_settings
 from training.run import Run
-from training.settings import ConfigType, RunSettings, converted, preset, type_name
+from training.settings import ConfigType, RunSettings, converted, type_name
 
 JSON = tyro.constructors.PrimitiveConstructorSpec(
     nargs=1,
@@ -41,7 +41,7 @@ JSON = tyro.constructors.PrimitiveConstructorSpec(
 
 
 def parse(config_class: type[ConfigType], args: list[str]) -> ConfigType:
-    """Parse the flags of a script. Defaults are those of the resumed run, else of the preset, else of the class.
+    """Parse the flags of a script. Defaults are those of the resumed run, else of the class.
 
     Raises:
         UsageError: an argument that is not understood.
@@ -54,8 +54,6 @@ def parse(config_class: type[ConfigType], args: list[str]) -> ConfigType:
     if config.resume:
         default = dataclasses.replace(saved_settings(config_class, config.resume), resume=config.resume)
         config = grouped_cli(config_class, args, default)
-    elif config.preset:
-        config = grouped_cli(config_class, args, config_class.for_env(config.env))
     return config
 
 
@@ -134,10 +132,6 @@ def main(config_class: type[ConfigType], train: Callable[[ConfigType], Run]) -> 
         config = parse(config_class, sys.argv[1:])
         if config.script == "step" and os.environ.get("WORLD_SIZE", "1") != "1":
             raise UsageError("the step update is a single process: start it without torchrun, or use the epoch update")
-        settings = preset(config.script, config.env) if config.preset and not config.resume else {}
-        if settings and not config.quiet:
-            shown = ", ".join(f"{name} {getattr(config, name)}" for name in settings)
-            print(f"settings for {config.env} (--no-preset for the defaults): {shown}")
         run = train(config)
         if run.config.quiet:
             sys.exit(run.exit_status)

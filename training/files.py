@@ -63,7 +63,7 @@ def load_config(directory: Path) -> dict[str, Any]:
     """The `config.json` of a run; raises a `UsageError` if there is none or it cannot be read."""
     try:
         config = json.loads((directory / CONFIG).read_text())
-        if isinstance(config, dict) and {"script", "env", "hidden_sizes", "activation"} <= config.keys():
+        if isinstance(config, dict) and {"script", "env", "hidden_sizes"} <= config.keys():
             return config
         raise ValueError("settings are missing")
     except OSError as error:

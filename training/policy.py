@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import environments
-from environments import ActionMap, EnvFn, EnvironmentFault, ObservationMap, first_line, observation_tensor
+from environments import ActionMap, EnvFn, EnvironmentFault, ObservationMap, UsageError, first_line, observation_tensor
 from environments.structure import from_data
 from networks import Critic, make_actor
 from training.checkpoint import fitting, load_checkpoint
@@ -20,6 +20,9 @@ from training.files import load_config
 from training.generators import own_generators
 from training.settings import RunSettings, config_from
 from utils import ObservationNormalizer
+
+REMOVED = {"activation": "leaky_relu", "state_std": False}
+"""Settings of networks that older versions had, and the values of them that the networks of this one have."""
 
 MAX_EPISODE_STEPS = 10_000
 """Steps after which an episode of an evaluation is cut, unless the environment was registered with a higher limit."""
@@ -80,10 +83,16 @@ def load_policy(directory: str | Path, env_fn: EnvFn | None = None) -> tuple[Pol
         env_fn: makes the environment, if it is not registered.
 
     Raises:
-        UsageError: the directory holds no run, or its files are damaged.
+        UsageError: the directory holds no run, its files are damaged, or its networks are of a kind that has gone.
     """
     directory = Path(directory)
-    config, state = config_from(RunSettings, load_config(directory)), load_checkpoint(directory)
+    saved, state = load_config(directory), load_checkpoint(directory)
+    for name, value in REMOVED.items():
+        if saved.get(name, value) != value:
+            raise UsageError(
+                f"{directory}: this version has no networks with {name} {saved[name]}; use the commit in config.json"
+            )
+    config = config_from(RunSettings, saved)
     observations, actions = state.get("spaces") or (None, None)
     with fitting(directory):
         if observations and actions:

@@ -29,11 +29,15 @@ def sources() -> int:
 
 
 def commit() -> str | None:
-    """The commit of this project, with a + if files have changed since; None outside a git checkout."""
+    """The commit of this project, with a + if files other than results have changed since; None outside of git."""
     git = ["git", "-C", str(PROJECT)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, check=True).stdout
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno", "--", ".", ":!results", ":!img", ":!docs"],
+            capture_output=True,
+            check=True,
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + "+" * bool(changed)

@@ -101,7 +101,9 @@ class Run:
         self.next_save = config.checkpoint_interval
         self.minute_passed = False
         self.callback_error: Exception | None = None
-        self.generator = torch.Generator(config.device).manual_seed(config.seed)
+        # Not the seed itself, which the global generator has, from which the networks are initialized. Only the lower
+        # 32 bits of a seed count.
+        self.generator = torch.Generator(config.device).manual_seed(2**32 - 1 - config.seed)
         self.episodes = EpisodeCounter()
         self.interrupts = Interrupts()
         self.files = LockedDirectory(self.directory)

@@ -1,11 +1,10 @@
-"""Settings of a run: the dataclass that the scripts' `Config` extends, presets, and reading them back."""
+"""Settings of a run: the dataclass that the scripts' `Config` extends, and reading them back."""
 
 import dataclasses
 import json
 import math
 import numbers
 import os
-import tomllib
 import types
 import typing
 from collections.abc import Mapping
@@ -17,8 +16,6 @@ import torch
 
 from environments import UsageError, first_line
 from networks import NetworkSettings
-
-PRESETS = Path(__file__).parent.parent / "presets.toml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +37,6 @@ class RunSettings(NetworkSettings):
     """Directory of the run, which must not hold one yet. None: runs/<env>_<epoch|step>_seed<seed>_<time>."""
     resume: Path | None = None
     """Continue the run in this directory with its settings; only --total-timesteps, --img-dir, --quiet can change."""
-    preset: bool = True
-    """Use the settings of presets.toml for the environment, if any, as defaults (epoch update: some MuJoCo tasks)."""
     reward_shaping: str | None = None
     """Potential-based reward shaping: built-in (MountainCar; the flag alone means that), or module:function, which maps
     observations (N, D) to potentials (N,)."""
@@ -70,11 +65,6 @@ class RunSettings(NetworkSettings):
             value = converted(getattr(self, field.name), kinds[field.name])
             self.check(field.name, value is not INVALID, f"must be {type_name(kinds[field.name])}")
             object.__setattr__(self, field.name, value)
-
-    @classmethod
-    def for_env(cls, env: str, **settings: Any) -> Self:
-        """The defaults, overridden by `presets.toml` for the environment, overridden by `settings`."""
-        return cls(env=env, **{**preset(cls.script, env), **settings})
 
     def validate(self) -> None:
         """Raise a `UsageError` for the first invalid setting."""
@@ -144,13 +134,6 @@ def type_name(kind: Any) -> str:
 
 
 ConfigType = TypeVar("ConfigType", bound=RunSettings)
-
-
-def preset(script: str, env: str) -> dict[str, Any]:
-    """The settings in `presets.toml` for an environment of any version; empty if there are none."""
-    name = env.rpartition(":")[2].rpartition("-v")[0]
-    tables = tomllib.loads(PRESETS.read_text()).get(script, {})
-    return next((table for names, table in tables.items() if name in names.split()), {})
 
 
 def config_from(config_class: type[Any], settings: Mapping[str, Any]) -> Any:

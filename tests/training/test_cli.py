@@ -33,8 +33,8 @@ def test_every_setting_has_a_help_text_of_its_own(script):
     assert len(set(texts)) == len(texts)
 
 
-def test_defaults_that_a_script_changes_are_shown(forked, monkeypatch):
+def test_help_shows_defaults(forked, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    assert "(default: leaky_relu)" in forked(STEP, "--help").stdout
-    assert "(default: silu)" in forked(EPOCH, "--help").stdout
+    assert "(default: 0.8)" in forked(STEP, "--help").stdout
+    assert "(default: 128)" in forked(EPOCH, "--help").stdout
     assert "--video" in forked(EVALUATE, "--help").stdout

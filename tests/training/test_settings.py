@@ -24,7 +24,7 @@ from training import load_policy
         ("hidden_sizes", [32, 16.0], (32, 16)),
         ("hidden_sizes", 64, (64,)),
         ("run_dir", None, None),
-        ("activation", "leaky_relu", "leaky_relu"),
+        ("vector_backend", "envpool", "envpool"),
     ],
 )
 def test_values_of_another_type_are_converted(setting, given, taken):
@@ -43,7 +43,7 @@ def test_values_of_another_type_are_converted(setting, given, taken):
         ("compile", 1, "must be True or False"),
         ("env", gym.Env(), "must be a string"),
         ("hidden_sizes", ["a"], "must be integers"),
-        ("activation", "relu", "must be silu or leaky_relu"),
+        ("vector_backend", "threads", "must be sync or envpool"),
         ("reward_shaping", np.sum, "must be a string or None"),
         ("run_dir", 5, "must be a path or None"),
     ],
@@ -55,10 +55,10 @@ def test_what_cannot_be_converted_is_named(setting, given, words):
     assert "\n" not in str(error.value)
 
 
-def test_an_optional_number():
-    assert step.Config(actor_lr=1).actor_lr == 1.0
-    assert step.Config().actor_lr is None
-    with pytest.raises(UsageError, match="--actor-lr high must be a number or None"):
+def test_an_optional_setting():
+    assert step.Config(reward_shaping="module:function").reward_shaping == "module:function"
+    assert step.Config().reward_shaping is None
+    with pytest.raises(UsageError, match="--actor-lr high must be a number"):
         step.Config(actor_lr="high")
 
 

@@ -1,0 +1,59 @@
+"""Write the tables of `docs/results.md` from `results/*.csv`, and draw its figures.
+
+    python -m benchmarks.report
+
+The text of `docs/results.md` is written by hand; what stands between `<!-- name -->` and `<!-- end -->` is replaced by
+the tables of that name.
+"""
+
+import contextlib
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import compare
+from benchmarks import checkpoint, memory, mujoco_speed, returns, scaling, throughput, time_to_solve
+from training.comparison import Results
+
+PROJECT = Path(__file__).parent.parent
+REPORT = PROJECT / "docs" / "results.md"
+
+
+def print_comparisons() -> None:
+    """The tables of `compare.py`, and their figures, of all environments."""
+    for path in sorted((PROJECT / "results").glob("compare_*_curves.csv")):
+        results = Results(path.parent, path.stem.removeprefix("compare_").removesuffix("_curves"))
+        results.check_complete()
+        (timesteps,) = {int(row["timesteps"]) for row in results.runs}
+        print(f"{results.name}, {timesteps:,} timesteps:\n")
+        print(*compare.table(results), sep="\n")
+        print(
+            f"\n![Training return against timesteps and seconds, {results.name}](../img/compare_{results.name}.png)\n"
+        )
+
+
+TABLES: dict[str, Callable[[], None]] = {
+    "compare": print_comparisons,
+    **{
+        module.__name__.rpartition(".")[2]: module.print_table
+        for module in (returns, throughput, time_to_solve, mujoco_speed, scaling, memory, checkpoint)
+    },
+}
+
+
+def with_tables(text: str) -> str:
+    """The text with the tables as the results are now."""
+
+    def tables(match: re.Match[str]) -> str:
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            TABLES[match[1]]()
+        return f"<!-- {match[1]} -->\n\n{output.getvalue().strip()}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- (?!end)(\w+) -->\n.*?<!-- end -->", tables, text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    REPORT.write_text(with_tables(REPORT.read_text()))
+    returns.draw()
