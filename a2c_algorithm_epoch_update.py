@@ -70,13 +70,17 @@ class Config(RunSettings):
         for name in ("gamma", "gae_lambda", "repeat_noise"):
             self.check(name, 0 <= getattr(self, name) <= 1, "must be between 0 and 1")
         self.check("ent_coef", self.ent_coef >= 0, "must not be negative")
-        self.check("sample_size", self.sample_size > 1, "must be greater than 1: advantages are compared in a batch")
+        self.check(
+            "sample_size",
+            self.sample_size > 1,
+            "must be at least 2: advantages are centered by the median of their batch",
+        )
         divides = self.sample_size % self.num_envs == 0
         self.check("sample_size", divides, f"must be a multiple of --num-envs {self.num_envs}")
 
 
 MEAN_SQUARE_HORIZON = 51_200
-"""Timesteps over which RMSprop averages squared gradients, for every batch size."""
+"""Timesteps over which RMSprop averages squared gradients of the actor, for smaller batches of any size."""
 COMPILE_FROM = 500_000
 """Timesteps of the shortest run that is compiled. Compiling takes about 20 s, more than it saves in a shorter one."""
 
@@ -305,10 +309,9 @@ class RMSprop(nn.Module):
         step   <- g / (sqrt(square / (1 - alpha^t)) + eps)                          t: the number of updates
         theta  <- theta - lr * step / max(1, RMS(step))
 
-    Without the clipping, this is torch.optim.Adam with betas (0, alpha). Without the bias correction (Kingma and Ba
-    2015, arXiv 1412.6980), the first step would be 1 / sqrt(1 - alpha) learning rates long, which ruins some runs.
-    While gradients are small, the mean of squares decays; then the next large one would cause a step of many learning
-    rates, which is clipped (Shazeer and Stern 2018, arXiv 1804.04235, section 6).
+    Without the clipping, this is torch.optim.Adam with betas (0, alpha) (Kingma and Ba 2015, arXiv 1412.6980). While
+    gradients are small, the mean of squares decays; then the next large one would cause a step of many learning rates,
+    which is clipped (Shazeer and Stern 2018, arXiv 1804.04235, section 6).
 
     Args:
         theta: the parameters, (P,).
@@ -328,7 +331,7 @@ class RMSprop(nn.Module):
 
     @torch.no_grad()
     def step(self, gradient: Tensor, lr_scale: Tensor) -> Tensor:
-        """Take a step against the gradient, (P,), with `lr_scale` times the learning rate; returns its L2 norm, ()."""
+        """Take a step against the gradient, (P,), with `lr_scale` times the learning rate; returns its norm."""
         self.updates.add_(1)
         self.square.lerp_(gradient.square(), 1 - self.alpha)
         mean_square = self.square / (1 - self.alpha**self.updates)

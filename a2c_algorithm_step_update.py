@@ -262,7 +262,7 @@ class A2C:
             delta = reward + self.config.gamma * self.critic(next_state) * (1 - terminated) - value
         pi = self.actor(state)
         log_prob = pi.log_prob(action)
-        # The step is delta times the trace: delta * sign(delta) = |delta| makes the entropy a bonus for either sign.
+        # This step is delta times the gradient: delta * sign(delta) = |delta| makes entropy a bonus for either sign.
         objective = log_prob + self.config.ent_coef * delta.sign() * pi.entropy()
         (policy_gradient,) = torch.autograd.grad(objective, self.actor.theta)
         self.critic_optimizer.step(value_gradient, delta, lr_scale)

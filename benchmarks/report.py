@@ -1,4 +1,4 @@
-"""Write the tables of `docs/results.md` from `results/*.csv`, and draw its figures.
+"""Write the tables of `docs/results.md` from `results/*.csv`, and draw its figure of returns.
 
     python -m benchmarks.report
 
@@ -21,7 +21,7 @@ REPORT = PROJECT / "docs" / "results.md"
 
 
 def print_comparisons() -> None:
-    """The tables of `compare.py`, and their figures, of all environments."""
+    """The tables of `compare.py` and links to their figures, of all environments."""
     for path in sorted((PROJECT / "results").glob("compare_*_curves.csv")):
         results = Results(path.parent, path.stem.removeprefix("compare_").removesuffix("_curves"))
         results.check_complete()

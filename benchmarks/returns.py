@@ -140,7 +140,7 @@ def scores_of(rows: Sequence[Mapping[str, str]], experiment: Experiment) -> np.n
 
 
 def print_table() -> None:
-    """The README's tables: the defaults beside what others have published, and the worth of each ingredient."""
+    """The tables of `docs/results.md`: the defaults beside what others publish, and the worth of each ingredient."""
     rows = read_csv(RESULTS, COLUMNS)
     if not rows:
         return

@@ -228,16 +228,16 @@ def test_the_next_episode_does_not_change_what_is_learned_from_this_one(tmp_path
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.5, 1.0])
-def test_held_noise_is_drawn_as_before_and_repeats_as_often_as_asked(probability):
+def test_repeated_noise_is_drawn_as_before_and_repeats_as_often_as_asked(probability):
     torch.manual_seed(0)
     noise = torch.randn(400, 50, 2)
-    held = repeat_noise(noise, probability)
-    torch.testing.assert_close(held[0], noise[0])
-    repeats = (held[1:] == held[:-1]).all(-1)
+    repeated = repeat_noise(noise, probability)
+    torch.testing.assert_close(repeated[0], noise[0])
+    repeats = (repeated[1:] == repeated[:-1]).all(-1)
     assert abs(repeats.double().mean() - probability) < 0.02
-    assert torch.equal(held[1:][~repeats], noise[1:][~repeats])
+    assert torch.equal(repeated[1:][~repeats], noise[1:][~repeats])
     if probability < 1:
-        torch.testing.assert_close(held.std(), torch.tensor(1.0), atol=0.03, rtol=0)
+        torch.testing.assert_close(repeated.std(), torch.tensor(1.0), atol=0.03, rtol=0)
 
 
 def test_noise_is_repeated_less_and_less(tmp_path, monkeypatch):
