@@ -269,7 +269,7 @@ class A2C:
         loss, entropy = policy_loss(pi, batch.actions, advantages, config.ent_coef)
         (gradient,) = torch.autograd.grad(loss, self.actor.theta)
         if config.scale_by_std:
-            lr_scale = lr_scale * self.actor.network.width(pi)
+            lr_scale = lr_scale * self.actor.network.lr_factor(pi)
         grad_norm = self.actor_optimizer.step(self.ranks.all_reduce_mean(gradient), lr_scale)
         if config.obs_norm:
             self.obs_normalizer.update(batch.observations.flatten(0, 1))

@@ -267,7 +267,7 @@ class A2C:
         (policy_gradient,) = torch.autograd.grad(objective, self.actor.theta)
         self.critic_optimizer.step(value_gradient, delta, lr_scale)
         if self.config.scale_by_std:
-            lr_scale = lr_scale * self.actor.network.width(pi)
+            lr_scale = lr_scale * self.actor.network.lr_factor(pi)
         self.actor_optimizer.step(policy_gradient, delta, lr_scale)
         return torch.stack(Statistics(td_error=delta, value=value.detach(), log_prob=log_prob.detach()))
 

@@ -74,7 +74,7 @@ class Actor(nn.Module):
         """Sample actions (..., A) from a distribution that `forward` returned."""
         return distribution.sample()
 
-    def width(self, distribution: Any) -> Tensor:
+    def lr_factor(self, distribution: Any) -> Tensor:
         """Factor of the learning rate for a batch of distributions that `forward` returned, in (0, 1], ()."""
         return torch.ones(())
 
@@ -119,7 +119,7 @@ class GaussianActor(Actor):
         """Actions (..., A) by reparameterization: mean + standard deviation * noise."""
         return distribution.mean + distribution.stddev * noise
 
-    def width(self, distribution: Independent) -> Tensor:
+    def lr_factor(self, distribution: Independent) -> Tensor:
         """The standard deviation, its geometric mean, at most 1: a factor of the learning rate, ().
 
         Shifting the mean by d changes the policy by a KL divergence of (d / std)^2 / 2. With a constant learning rate,

@@ -105,7 +105,7 @@ def rows() -> list[dict[str, str]]:
 
 
 def print_table() -> None:
-    """The README's table: seconds, how often they fit into Stable-Baselines3's, and what MuJoCo's are of them."""
+    """The table of docs/results.md: seconds, Stable-Baselines3's divided by them, and MuJoCo's share of them."""
     seconds = {case: {row["round"]: float(row["seconds"]) for row in rows() if row["case"] == case} for case in CASES}
     print(
         "| 1,000,000 timesteps of HalfCheetah-v4 | seconds, median | least to most | Stable-Baselines3 = 1 | MuJoCo |"

@@ -67,7 +67,7 @@ VARIANTS = {
         "one gradient step of the critic": "--critic-updates 1",
         "independent noise": "--repeat-noise 0",
         "entropy bonus": "--ent-coef 0.01",
-        "learning rate not scaled by the deviation": "--no-scale-by-std",
+        "learning rate not scaled by the standard deviation": "--no-scale-by-std",
         "no observation normalization": "--no-obs-norm",
         "no reward scaling": "--no-reward-norm",
         "no layer normalization": "--no-layer-norm",
@@ -81,12 +81,12 @@ VARIANTS = {
         "no reward scaling": "--no-reward-norm",
         "no layer normalization": "--no-layer-norm",
         "constant learning rates": "--no-anneal-lr",
-        "learning rate not scaled by the deviation": "--no-scale-by-std",
+        "learning rate not scaled by the standard deviation": "--no-scale-by-std",
         "unlimited mean": "--mean-limit 0",
         "textbook": "--textbook",
     },
 }
-"""Flags that take an ingredient away, or add one."""
+"""Ablations: flags that remove, add or change one part."""
 INGREDIENTS = ["Pendulum-v0", "MountainCar-v0"]
 """The environments that they are measured on."""
 

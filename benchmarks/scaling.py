@@ -172,7 +172,7 @@ def model(machines: int, shape: str) -> float:
 
 
 def print_table() -> None:
-    """The README's tables: what was measured here, and what the model says."""
+    """The tables of docs/results.md: what was measured here, and what the model says."""
     speeds, times, told = medians("train"), medians("all-reduce"), communicated()
     print("| ranks on this machine | timesteps/s, median | one rank = 1 |\n|---|---|---|")
     for ranks, speed in speeds.items():

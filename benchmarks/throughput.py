@@ -57,13 +57,13 @@ def step_update(num_envs: int, steps: int, timesteps: int) -> float:
     return ours("step", timesteps)
 
 
-def epoch_update(num_envs: int, steps: int, timesteps: int) -> float:
+def epoch_update(num_envs: int, steps: int, timesteps: int, critic_updates: int = 1) -> float:
     size = ("--num-envs", str(num_envs), "--sample-size", str(num_envs * steps))
-    return ours("epoch", timesteps, *size, "--critic-updates", "1")
+    return ours("epoch", timesteps, *size, "--critic-updates", str(critic_updates))
 
 
-def epoch_update_defaults(num_envs: int, steps: int, timesteps: int) -> float:
-    return ours("epoch", timesteps)
+def epoch_update_ten_critic_steps(num_envs: int, steps: int, timesteps: int) -> float:
+    return epoch_update(num_envs, steps, timesteps, critic_updates=10)
 
 
 def stable_baselines3(num_envs: int, steps: int, timesteps: int) -> float:
@@ -188,7 +188,7 @@ Measure = Callable[[int, int, int], float]
 LIBRARIES: dict[str, Measure] = {
     "step update": step_update,
     "epoch update": epoch_update,
-    "epoch update, defaults": epoch_update_defaults,
+    "epoch update, ten critic steps": epoch_update_ten_critic_steps,
     "Stable-Baselines3": stable_baselines3,
     "Tianshou": tianshou,
     "TorchRL": torchrl,
@@ -205,7 +205,7 @@ CASES: dict[str, tuple[int, int, dict[str, int]]] = {
         32,
         {
             "epoch update": 500_000,
-            "epoch update, defaults": 500_000,
+            "epoch update, ten critic steps": 500_000,
             **dict.fromkeys(PEERS, 40_000),
             "SyncVectorEnv alone": 200_000,
             "vectorized Pendulum-v0 alone": 400_000,

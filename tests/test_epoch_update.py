@@ -315,6 +315,14 @@ def test_the_learning_rate_falls_with_the_deviation_of_the_policy(tmp_path):
             envs.close()
 
 
+@pytest.mark.parametrize("seed", [0, 7])
+def test_the_noise_is_not_what_the_networks_were_initialized_from(tmp_path, seed):
+    config = epoch.Config(run_dir=tmp_path / "run", img_dir=tmp_path, seed=seed)
+    with Run(config, {}, environments.make_env("Pendulum-v0")) as run:
+        noise = torch.randn(5, generator=run.generator)
+    assert not torch.equal(noise, torch.randn(5, generator=torch.Generator().manual_seed(seed)))
+
+
 def test_a_choice_that_is_not_there_is_never_taken():
     actor = CategoricalActor(2, [2, 5], NetworkSettings(hidden_sizes=(8,)))
     samples = actor.sample(actor(torch.randn(2000, 2)), actor.noise(2000))

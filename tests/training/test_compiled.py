@@ -122,11 +122,11 @@ def test_arguments_are_not_kept():
     assert not any(reference() is not None for reference in references)
 
 
-def test_without_a_compiler_it_says_so_once_and_runs_on(monkeypatch, capsys):
+def test_without_a_compiler_it_says_so_once_and_runs_on(capsys):
     eager, fallen_back = learner_for(epoch, CONTINUOUS), learner_for(epoch, CONTINUOUS)
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     compile_methods(fallen_back, *METHODS[epoch])
-    with fresh_cache():
+    # Not by monkeypatch, which would leave PyTorch without the setting, and later tests without a compiler.
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}), fresh_cache():
         numbers = play(fallen_back)
     for a, b in zip(numbers, play(eager), strict=True):
         np.testing.assert_array_equal(a, b)

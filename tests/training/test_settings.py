@@ -58,7 +58,7 @@ def test_what_cannot_be_converted_is_named(setting, given, words):
 def test_an_optional_setting():
     assert step.Config(reward_shaping="module:function").reward_shaping == "module:function"
     assert step.Config().reward_shaping is None
-    with pytest.raises(UsageError, match="--actor-lr high must be a number"):
+    with pytest.raises(UsageError, match=r"--actor-lr high must be a number$"):
         step.Config(actor_lr="high")
 
 
