@@ -10,13 +10,12 @@ import contextlib
 import io
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import compare
-from benchmarks import checkpoint, memory, mujoco_speed, returns, scaling, throughput, time_to_solve
+from benchmarks import resources, returns, scaling, speed
+from benchmarks.measuring import PROJECT
 from training.comparison import Results
 
-PROJECT = Path(__file__).parent.parent
 REPORT = PROJECT / "docs" / "results.md"
 
 
@@ -35,10 +34,13 @@ def print_comparisons() -> None:
 
 TABLES: dict[str, Callable[[], None]] = {
     "compare": print_comparisons,
-    **{
-        module.__name__.rpartition(".")[2]: module.print_table
-        for module in (returns, throughput, time_to_solve, mujoco_speed, scaling, memory, checkpoint)
-    },
+    "returns": returns.print_tables,
+    "throughput": speed.print_throughput,
+    "time_to_solve": speed.print_time_to_solve,
+    "mujoco_speed": speed.print_mujoco_speed,
+    "scaling": scaling.print_tables,
+    "memory": resources.print_memory,
+    "checkpoint": resources.print_checkpoint,
 }
 
 

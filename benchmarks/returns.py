@@ -10,11 +10,9 @@ environments that training never saw. `variant` says which settings were not the
 curve are in `results/returns_curves.csv`.
 """
 
-import csv
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
@@ -22,9 +20,8 @@ import numpy as np
 import tyro
 from scipy import stats
 
+from benchmarks.measuring import PROJECT, print_table
 from training.experiments import WINDOW, Task, learning_curve, read_csv, train_all, write_csv
-
-PROJECT = Path(__file__).parent.parent
 
 RESULTS = PROJECT / "results" / "returns.csv"
 CURVES = PROJECT / "results" / "returns_curves.csv"
@@ -129,51 +126,52 @@ class Config:
     """Train nothing: print the tables of what is there, and draw the figure."""
 
 
-def key(row: Mapping[str, str]) -> tuple[str, str, int, str, int]:
+def key(row: Mapping[str, str]) -> tuple[Experiment, int]:
     """What a row is the result of: an experiment and a seed."""
-    return row["script"], row["env"], int(row["timesteps"]), row["variant"], int(row["seed"])
+    return Experiment(row["script"], row["env"], int(row["timesteps"]), row["variant"]), int(row["seed"])
 
 
-def scores_of(rows: Sequence[Mapping[str, str]], experiment: Experiment) -> np.ndarray:
-    """The mean returns of an experiment's seeds, the worst first, (S,)."""
-    return np.array(sorted(float(row["mean_return"]) for row in rows if key(row)[:-1] == experiment))
+def all_scores() -> dict[Experiment, np.ndarray]:
+    """The mean returns of the seeds of each experiment, the worst first, (S,)."""
+    found: dict[Experiment, list[float]] = {}
+    for row in read_csv(RESULTS, COLUMNS):
+        found.setdefault(key(row)[0], []).append(float(row["mean_return"]))
+    return {experiment: np.sort(values) for experiment, values in found.items()}
 
 
-def print_table() -> None:
+def print_tables() -> None:
     """The tables of `docs/results.md`: the defaults beside what others publish, and the worth of each ingredient."""
-    rows = read_csv(RESULTS, COLUMNS)
-    if not rows:
+    if not (found := all_scores()):
         return
-    print("| environment, timesteps | update | mean (95 % interval) | all seeds | others: A2C | others: PPO |")
-    print("|---|---|---|---|---|---|")
-    for script, env, timesteps, variant in (e for e in EXPERIMENTS if e.variant in ("defaults", "gamma 0.9999")):
-        scores = scores_of(rows, Experiment(script, env, timesteps, variant))
-        if len(scores):
-            name = f"{env}, {timesteps:,}" + ("" if variant == "defaults" else f", {variant}")
-            others = f"{ENVIRONMENTS[env].a2c} | {ENVIRONMENTS[env].ppo}"
-            print(f"| {name} | {script} | {' | '.join(shown(scores))} | {others} |")
+    rows = []
+    for e in EXPERIMENTS:
+        if e in found and e.variant in ("defaults", "gamma 0.9999"):
+            name = f"{e.env}, {e.timesteps:,}" + ("" if e.variant == "defaults" else f", {e.variant}")
+            others = f"{ENVIRONMENTS[e.env].a2c} | {ENVIRONMENTS[e.env].ppo}"
+            rows.append(f"{name} | {e.script} | {interval(found[e])} | {listed(found[e])} | {others}")
+    print_table("environment, timesteps | update | mean (95 % interval) | all seeds | others: A2C | others: PPO", rows)
     print(f"\n![Training return against timesteps, both scripts, all seeds](../img/{FIGURE.name})")
     for script, variants in VARIANTS.items():
-        heads = " | ".join(f"{env}: mean | all seeds" for env in INGREDIENTS)
-        print(f"\n| the {script} update with | flags | {heads} |\n|---|---|{'---|---|' * len(INGREDIENTS)}")
+        rows = []
         for variant in ("defaults", *variants):
-            experiments = [Experiment(script, env, ENVIRONMENTS[env].timesteps, variant) for env in INGREDIENTS]
-            found = [scores_of(rows, experiment) for experiment in experiments]
-            if any(map(len, found)):
-                cells = " | ".join(
-                    f"{mean(scores):.1f} | {listed(scores)}" if len(scores) else "- | -" for scores in found
-                )
-                print(f"| {variant} | {f'`{experiments[0].flags}`' if experiments[0].flags else ''} | {cells} |")
+            both = [Experiment(script, env, ENVIRONMENTS[env].timesteps, variant) for env in INGREDIENTS]
+            if any(e in found for e in both):
+                flags = f"`{both[0].flags}`" if both[0].flags else ""
+                cells = [f"{mean(found[e]):.1f} | {listed(found[e])}" if e in found else "- | -" for e in both]
+                rows.append(f"{variant} | {flags} | {' | '.join(cells)}")
+        print()
+        heads = " | ".join(f"{env}: mean | all seeds" for env in INGREDIENTS)
+        print_table(f"the {script} update with | flags | {heads}", rows)
 
 
-def shown(scores: np.ndarray) -> tuple[str, str]:
-    """Mean and 95 % interval (Student's t) of the scores of the seeds, and the scores."""
+def interval(scores: np.ndarray) -> str:
+    """Mean and 95 % interval (Student's t) of the scores of the seeds."""
     digits = 0 if abs(scores).max() >= 100 else 1
     text = f"{mean(scores):.{digits}f}"
     if np.ptp(scores) > 0:
         low, high = stats.ttest_1samp(scores, 0).confidence_interval()
         text += f" ({low:.{digits}f} to {high:.{digits}f})"
-    return text, listed(scores)
+    return text
 
 
 def listed(scores: np.ndarray) -> str:
@@ -186,7 +184,7 @@ def draw() -> None:
     """Draw the training returns of both scripts' defaults on all environments."""
     from matplotlib.figure import Figure
 
-    curves: dict[tuple[Any, ...], list[tuple[int, float]]] = {}
+    curves: dict[tuple[Experiment, int], list[tuple[int, float]]] = {}
     for row in read_csv(CURVES, CURVE_COLUMNS):
         curves.setdefault(key(row), []).append((int(row["timestep"]), float(row["return"])))
     if not curves:
@@ -194,7 +192,7 @@ def draw() -> None:
     figure = Figure(figsize=(12, 16), layout="constrained")
     for axes, (env, (timesteps, *_)) in zip(figure.subplots(6, 3).flat, ENVIRONMENTS.items(), strict=False):
         for script, color, dashes in (("epoch", "#D55E00", "-"), ("step", "#0072B2", "--")):
-            chosen = [c for (*e, _), c in curves.items() if tuple(e) == Experiment(script, env, timesteps)]
+            chosen = [c for (e, _), c in curves.items() if e == Experiment(script, env, timesteps)]
             for curve in chosen:
                 axes.plot(*zip(*curve, strict=True), color=color, alpha=0.3, linewidth=0.8)
             if chosen:
@@ -218,7 +216,7 @@ def main(config: Config) -> None:
         Task(e.script, e.env, e.timesteps, e.flags, seed): e
         for seed in range(config.seeds)
         for e in EXPERIMENTS
-        if config.only in f"{e.script} {e.env} {e.variant}" and (*e, seed) not in there
+        if config.only in f"{e.script} {e.env} {e.variant}" and (e, seed) not in there
     }
 
     def keep(task: Task, score: dict[str, Any]) -> None:
@@ -229,8 +227,7 @@ def main(config: Config) -> None:
             points.extend(run | {"timestep": str(timestep), "return": f"{value:.2f}"} for timestep, _, value in curve)
             points.sort(key=key)
             write_csv(CURVES, CURVE_COLUMNS, points)
-        with (task.directory / "updates.csv").open(newline="") as file:
-            *_, last = csv.DictReader(file)
+        last = read_csv(task.directory / "updates.csv", ["wall_time"])[-1]
         numbers = {name: f"{score[name]:.2f}" for name in ("mean_return", "std_return", "min_return")}
         done.append(run | numbers | {"seconds": f"{float(last['wall_time']):.1f}", "commit": score["commit"]})
         done.sort(key=key)
@@ -239,7 +236,7 @@ def main(config: Config) -> None:
     # The short runs first, then seed by seed, so that an interrupted pass has as many rows as possible.
     order = sorted(todo, key=lambda task: (task.timesteps > 500_000, task.seed))
     failed = 0 if config.table else train_all(order, config.workers, keep)
-    print_table()
+    print_tables()
     draw()
     sys.exit(failed > 0)
 

@@ -18,13 +18,9 @@ both, which is calling and copying.
 """
 
 import math
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
 from statistics import median
 from typing import Any
 
@@ -35,17 +31,14 @@ from gymnasium import spaces
 
 import a2c_algorithm_epoch_update as epoch
 import environments
-from benchmarks.throughput import rate
-from training.experiments import read_csv, write_csv
+from benchmarks.measuring import PROJECT, Measurements, print_table, python, rate
 from training.ranks import Ranks
 
-PROJECT = Path(__file__).parent.parent
-
-RESULTS = PROJECT / "results" / "scaling.csv"
+SCALING = Measurements("scaling", "what", "size", "round", "value")
 FIGURE = PROJECT / "img" / "scaling.png"
-COLUMNS = ["what", "size", "round", "value"]
 ENV, TIMESTEPS = "HalfCheetah-v4", 600_000
 RANKS = (1, 2)
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 SIZES = (4, 1_000, 10_000, 100_000, 1_000_000)
 """Bytes of the all-reduces that are timed."""
 MACHINES = (1, 8, 64, 1_000)
@@ -57,26 +50,10 @@ LATENCY, BANDWIDTH = 30e-6, 10e9 / 8
 class Config:
     """Measure how the epoch update scales with ranks, and print the tables of the measurements and of the model."""
 
-    rounds: int = 3
-    """Measurements of each."""
     table: bool = False
     """Measure nothing: print the tables of what is there, and draw the figure."""
     all_reduce: bool = False
     """Time all-reduces, as one of the ranks that torchrun started (what the benchmark starts)."""
-
-
-def torchrun(ranks: int, *command: object) -> str:
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks, *command]
-    return subprocess.run([*map(str, words)], check=True, capture_output=True, text=True, cwd=PROJECT).stdout
-
-
-def train(ranks: int) -> float:
-    """Timesteps a second of a training."""
-    with tempfile.TemporaryDirectory() as folder:
-        paths = ["--run-dir", f"{folder}/run", "--img-dir", folder, "--quiet"]
-        script = PROJECT / "a2c_algorithm_epoch_update.py"
-        torchrun(ranks, script, "--env", ENV, "--total-timesteps", TIMESTEPS, *paths)
-        return rate(Path(folder) / "run")
 
 
 def time_all_reduces() -> None:
@@ -93,39 +70,24 @@ def time_all_reduces() -> None:
             print(f"result {size} {median(times)}", flush=True)
 
 
-def measure(rounds: int) -> None:
+def measure() -> None:
     """Take what is not measured yet."""
-    done = {(row["what"], row["round"]) for row in rows() if row["what"] == "all-reduce"}
-    done |= {(row["size"], row["round"]) for row in rows() if row["what"] == "train"}
-    for r in map(str, range(rounds)):
-        for ranks in map(str, RANKS):
-            if (ranks, r) not in done:
-                keep("train", {ranks: train(int(ranks))}, r)
-        if ("all-reduce", r) not in done:
-            lines = torchrun(2, "-m", "benchmarks.scaling", "--all-reduce").splitlines()
-            found = [line.split()[1:] for line in lines if line.startswith("result")]
-            keep("all-reduce", {size: float(seconds) for size, seconds in found}, r)
-
-
-def keep(what: str, values: Mapping[str, float], r: str) -> None:
-    """Add measurements to the CSV."""
-    new = [(what, size, r, f"{value:.6g}") for size, value in values.items()]
-    write_csv(RESULTS, COLUMNS, [*rows(), *(dict(zip(COLUMNS, row, strict=True)) for row in new)])
-    print(what, dict(values), flush=True)
-
-
-def rows() -> list[dict[str, str]]:
-    """The measurements that are done."""
-    return read_csv(RESULTS, COLUMNS)
+    for r in range(3):
+        for ranks in RANKS:
+            row = {"what": "train", "size": ranks, "round": r}
+            if not SCALING.rows(**row):
+                flags = ("--env", ENV, "--total-timesteps", TIMESTEPS, "--quiet")
+                SCALING.add(row | {"value": f"{rate('epoch', *flags, launcher=[*TORCHRUN, ranks]):.6g}"})
+        row = {"what": "all-reduce", "round": r}
+        if not SCALING.rows(**row):
+            found = python(*TORCHRUN, 2, "-m", "benchmarks.scaling", "--all-reduce")
+            SCALING.add(*(row | {"size": size, "value": f"{float(seconds):.6g}"} for size, seconds in found))
 
 
 def medians(what: str) -> dict[int, float]:
     """Over the rounds, by size."""
-    sizes = sorted({int(row["size"]) for row in rows() if row["what"] == what})
-    return {
-        size: median(float(row["value"]) for row in rows() if (row["what"], int(row["size"])) == (what, size))
-        for size in sizes
-    }
+    sizes = sorted({int(row["size"]) for row in SCALING.rows(what=what)})
+    return {size: median(SCALING.by_round(what=what, size=size).values()) for size in sizes}
 
 
 class Counting(Ranks):
@@ -141,6 +103,7 @@ class Counting(Ranks):
     all_gather = all_reduce_mean
 
 
+@cache
 def communicated() -> list[int]:
     """Bytes of each all-reduce of one update of the defaults."""
     config = epoch.Config(env=ENV, compile=False)
@@ -171,25 +134,27 @@ def model(machines: int, shape: str) -> float:
     return machines * sample_size / (alone + seconds_to_agree(communicated(), machines, shape))
 
 
-def print_table() -> None:
+def print_tables() -> None:
     """The tables of docs/results.md: what was measured here, and what the model says."""
     speeds, times, told = medians("train"), medians("all-reduce"), communicated()
-    print("| ranks on this machine | timesteps/s, median | one rank = 1 |\n|---|---|---|")
-    for ranks, speed in speeds.items():
-        print(f"| {ranks} | {speed:,.0f} | {speed / speeds[1]:.2f} |")
-    print("\n| bytes of an all-reduce, two ranks, loopback | microseconds, median |\n|---|---|")
-    for size, seconds in times.items():
-        print(f"| {size:,} | {seconds * 1e6:,.0f} |")
-    print(
-        f"\n| an update of the defaults | |\n|---|---|\n| all-reduces | {len(told)} |\n| bytes in all | {sum(told):,} |"
+    print_table(
+        "ranks on this machine | timesteps/s, median | one rank = 1",
+        [f"{ranks} | {speed:,.0f} | {speed / speeds[1]:.2f}" for ranks, speed in speeds.items()],
     )
-    print("\n| machines, by the model | ring: timesteps/s | of the ideal | tree: timesteps/s | of the ideal |")
-    print("|---|---|---|---|---|")
+    print()
+    print_table(
+        "bytes of an all-reduce, two ranks, loopback | microseconds, median",
+        [f"{size:,} | {seconds * 1e6:,.0f}" for size, seconds in times.items()],
+    )
+    print()
+    print_table("an update of the defaults |", [f"all-reduces | {len(told)}", f"bytes in all | {sum(told):,}"])
+    print()
+    rows = []
     for machines in MACHINES:
-        cells = [
-            f"{model(machines, s):,.0f} | {model(machines, s) / machines / speeds[1]:.0%}" for s in ("ring", "tree")
-        ]
-        print(f"| {machines:,} | {' | '.join(cells)} |")
+        modeled = [model(machines, shape) for shape in ("ring", "tree")]
+        cells = [f"{speed:,.0f} | {speed / machines / speeds[1]:.0%}" for speed in modeled]
+        rows.append(f"{machines:,} | {' | '.join(cells)}")
+    print_table("machines, by the model | ring: timesteps/s | of the ideal | tree: timesteps/s | of the ideal", rows)
 
 
 def draw() -> None:
@@ -220,8 +185,8 @@ def main(config: Config) -> None:
         time_all_reduces()
         return
     if not config.table:
-        measure(config.rounds)
-    print_table()
+        measure()
+    print_tables()
     draw()
 
 

@@ -6,6 +6,7 @@ import torch
 from torch.distributions import Categorical, Independent, Normal
 
 import a2c_algorithm_epoch_update as epoch
+import a2c_algorithm_step_update as step
 from networks import Critic, NetworkSettings
 from utils import gae
 
@@ -120,3 +121,21 @@ def test_termination_is_not_truncation(ended_by, worth):
         advantages, _ = gae(ones, value * ones, value * ones, **flags, gamma=0.9, gae_lambda=0.0)
         value += 0.1 * advantages.mean()
     assert value == pytest.approx(worth, rel=1e-3)
+
+
+def test_both_updates_sum_to_the_same_over_an_episode():
+    """GAE looks forward from each action, the traces backward from each TD error: sum A_t g_t = sum delta_t e_t."""
+    rng, gamma, gae_lambda = np.random.default_rng(0), 0.9, 0.7
+    rewards, values, next_values = rng.normal(size=(3, 20, 1))
+    terminated = np.zeros((20, 1))
+    terminated[-1] = 1
+    gradients = torch.tensor(rng.normal(size=(20, 5)))  # of log pi(a_t|s_t), for constant parameters
+    advantages, _ = gae(rewards, values, next_values, terminated, np.zeros((20, 1)), gamma, gae_lambda)
+    forward = (torch.tensor(advantages) * gradients).sum(0)
+    td_errors = rewards + gamma * next_values * (1 - terminated) - values
+    optimizer = step.TraceOptimizer(torch.zeros(5, dtype=torch.float64), lr=0.0, decay=gamma * gae_lambda)
+    backward = torch.zeros(5, dtype=torch.float64)
+    for td_error, gradient in zip(torch.tensor(td_errors), gradients, strict=True):
+        optimizer.step(gradient, td_error, torch.tensor(1.0))
+        backward += td_error * optimizer.trace
+    torch.testing.assert_close(forward, backward)

@@ -11,7 +11,7 @@ import torch
 from conftest import EPOCH, EVALUATE, STEP
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from benchmarks import memory
+from benchmarks import resources
 
 SHORT = {EPOCH: ("--total-timesteps", 4096), STEP: ("--total-timesteps", 1200)}
 PLOT = {EPOCH: "A2C_{}_epoch.png", STEP: "A2C_{}.png"}
@@ -153,11 +153,11 @@ def test_default_run_directory_and_settings_that_need_no_flag(script, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="benchmarks/memory.py is for Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="benchmarks/resources.py is for Linux")
 def test_a_long_run_does_not_grow_in_memory():
     """Less than 1 MB for 100,000 timesteps, over the second half of a million."""
     flags = ["--num-envs", "64", "--sample-size", "2048", "--critic-updates", "1", "--no-compile"]
-    *samples, _ = memory.measure("epoch", 1_000_000, *flags, interval=0.1)
+    *samples, _ = resources.memory("epoch", 1_000_000, *flags, interval=0.1)
     timesteps, megabytes = np.array([sample for sample in samples if 500_000 <= sample[0] < 1_000_000]).T
     assert len(timesteps) >= 10
     slope, _ = np.polyfit(timesteps, megabytes, 1)

@@ -1,0 +1,441 @@
+"""How fast both scripts are, beside other libraries and beside the environments alone.
+
+    pip install -r benchmarks/requirements.txt envpool
+    python -m benchmarks.speed                       # hours; what results/ has is not measured again
+    python -m benchmarks.speed --only throughput     # half an hour
+    python -m benchmarks.speed --table               # no measuring: print the tables of what is there
+
+Every measurement is a process of its own, on one thread and alone on the machine; cases take turns, so that a slow
+minute of the machine falls on all of them.
+
+throughput: timesteps a second on Pendulum-v0. The same number of environments and of steps a batch, two hidden layers
+of 64, one gradient step a batch where the row does not say otherwise. Logging and checkpoints count, a warm-up not.
+
+time_to_solve: seconds from starting a process to a solved Pendulum-v0, 100 evaluation episodes of a mean return of -200
+or better. Every learner evaluates its deterministic policy every 10,000 timesteps and stops when that is good enough.
+Imports, compiling and evaluating all count. Stable-Baselines3 has the settings that rl-baselines3-zoo tuned for it.
+
+mujoco_speed: seconds from the start of a process to its end, of 1,000,000 timesteps of HalfCheetah-v4 with 4
+environments, 8 steps a batch, two hidden layers of 64, observations and rewards normalized: the epoch update with one
+gradient step of the critic, Stable-Baselines3's A2C with the same sizes, and MuJoCo's share.
+"""
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import gymnasium as gym
+import tyro
+
+from benchmarks.measuring import Config, Measurements, measure_and_show, print_table, python, rate, training
+
+# PyTorch and the libraries are imported where they are used: some of what is timed from start to end needs none.
+
+THROUGHPUT = Measurements("throughput", "case", "library", "num_envs", "steps", "round", "timesteps_per_second")
+ENV = "Pendulum-v0"
+
+
+def epoch_update(num_envs: int, steps: int, timesteps: int, critic_updates: int = 1) -> float:
+    size = ("--num-envs", num_envs, "--sample-size", num_envs * steps, "--critic-updates", critic_updates)
+    return rate("epoch", "--env", ENV, "--total-timesteps", timesteps, *size)
+
+
+def stable_baselines3(num_envs: int, steps: int, timesteps: int) -> float:
+    from stable_baselines3 import A2C
+    from stable_baselines3.common.env_util import make_vec_env
+
+    model = A2C("MlpPolicy", make_vec_env(ENV, num_envs), n_steps=steps, device="cpu")
+    model.learn(max(4 * num_envs * steps, timesteps // 4))
+    start = time.perf_counter()
+    model.learn(timesteps)
+    return timesteps / (time.perf_counter() - start)
+
+
+def tianshou(num_envs: int, steps: int, timesteps: int) -> float:
+    import torch
+    from tianshou.algorithm import A2C
+    from tianshou.algorithm.modelfree.reinforce import ProbabilisticActorPolicy
+    from tianshou.algorithm.optim import RMSpropOptimizerFactory
+    from tianshou.data import Collector, VectorReplayBuffer
+    from tianshou.env import DummyVectorEnv
+    from tianshou.trainer import OnPolicyTrainerParams
+    from tianshou.utils.net.common import Net
+    from tianshou.utils.net.continuous import ContinuousActorProbabilistic, ContinuousCritic
+    from torch.distributions import Independent, Normal
+
+    env: Any = gym.make(ENV)
+    envs = DummyVectorEnv([lambda: gym.make(ENV) for _ in range(num_envs)])
+
+    def net() -> Net:
+        return Net(state_shape=env.observation_space.shape, hidden_sizes=[64, 64], activation=torch.nn.Tanh)
+
+    policy = ProbabilisticActorPolicy(
+        actor=ContinuousActorProbabilistic(preprocess_net=net(), action_shape=env.action_space.shape, unbounded=True),
+        dist_fn=lambda mean_and_std: Independent(Normal(*mean_and_std), 1),
+        action_space=env.action_space,
+    )
+    critic = ContinuousCritic(preprocess_net=net())
+    algorithm = A2C(policy=policy, critic=critic, optim=RMSpropOptimizerFactory(lr=7e-4), max_grad_norm=0.5)
+    collector: Any = Collector(algorithm, envs, VectorReplayBuffer(num_envs * steps, num_envs))
+
+    def learn(timesteps: int) -> None:
+        params = OnPolicyTrainerParams(
+            training_collector=collector,
+            max_epochs=1,
+            epoch_num_steps=timesteps,
+            collection_step_num_env_steps=num_envs * steps,
+            batch_size=None,
+            update_step_num_repetitions=1,
+            verbose=False,
+            show_progress=False,
+        )
+        algorithm.run_training(params)
+
+    learn(max(4 * num_envs * steps, timesteps // 4))
+    start = time.perf_counter()
+    learn(timesteps)
+    return timesteps / (time.perf_counter() - start)
+
+
+def torchrl(num_envs: int, steps: int, timesteps: int) -> float:
+    import torch
+    from tensordict.nn import TensorDictModule
+    from tensordict.nn.distributions import NormalParamExtractor
+    from torchrl.collectors import Collector
+    from torchrl.envs import GymEnv, SerialEnv
+    from torchrl.modules import MLP, IndependentNormal, ProbabilisticActor, ValueOperator
+    from torchrl.objectives import A2CLoss
+    from torchrl.objectives.value import GAE
+
+    def make() -> GymEnv:
+        return GymEnv(ENV)
+
+    env = SerialEnv(num_envs, make) if num_envs > 1 else make()
+    sizes = {"num_cells": [64, 64], "activation_class": torch.nn.Tanh}
+    net = torch.nn.Sequential(MLP(in_features=3, out_features=2, **sizes), NormalParamExtractor())
+    actor = ProbabilisticActor(
+        TensorDictModule(net, in_keys=["observation"], out_keys=["loc", "scale"]),
+        in_keys=["loc", "scale"],
+        distribution_class=IndependentNormal,
+        return_log_prob=True,
+    )
+    critic = ValueOperator(MLP(in_features=3, out_features=1, **sizes), in_keys=["observation"])
+    advantage = GAE(gamma=0.99, lmbda=0.95, value_network=critic)
+    loss = A2CLoss(actor, critic)
+    optimizer = torch.optim.RMSprop(loss.parameters(), lr=7e-4)
+    warm_up = max(4 * num_envs * steps, timesteps // 4)
+    collector = Collector(env, actor, frames_per_batch=num_envs * steps, total_frames=warm_up + timesteps)
+    done, start = 0, time.perf_counter()
+    for batch in collector:
+        with torch.no_grad():
+            advantage(batch)
+        losses = loss(batch)
+        optimizer.zero_grad()
+        (losses["loss_objective"] + losses["loss_entropy"] + losses["loss_critic"]).backward()
+        torch.nn.utils.clip_grad_norm_(loss.parameters(), 0.5)
+        optimizer.step()
+        if done < warm_up <= done + batch.numel():
+            start, first = time.perf_counter(), done + batch.numel()
+        done += batch.numel()
+    return (done - first) / (time.perf_counter() - start)
+
+
+def alone(envs: gym.vector.VectorEnv, timesteps: int) -> float:
+    """Environments with one action over and over, and nothing learned."""
+    envs.reset(seed=0)
+    action = envs.action_space.sample()
+    start = time.perf_counter()
+    for _ in range(timesteps // envs.num_envs):
+        envs.step(action)
+    return timesteps / (time.perf_counter() - start)
+
+
+LIBRARIES: dict[str, Callable[[int, int, int], float]] = {
+    "step update": lambda _1, _2, timesteps: rate("step", "--env", ENV, "--total-timesteps", timesteps),
+    "epoch update": epoch_update,
+    "epoch update, ten critic steps": partial(epoch_update, critic_updates=10),
+    "Stable-Baselines3": stable_baselines3,
+    "Tianshou": tianshou,
+    "TorchRL": torchrl,
+    "SyncVectorEnv alone": lambda n, _, t: alone(gym.vector.SyncVectorEnv([lambda: gym.make(ENV)] * n), t),
+    "vectorized Pendulum-v0 alone": lambda n, _, t: alone(gym.make_vec(ENV, n, "vector_entry_point"), t),
+}
+PEERS = ["Stable-Baselines3", "Tianshou", "TorchRL"]
+CASES = {
+    "1 x 1": {"step update": 40_000, **dict.fromkeys(PEERS, 1_500), "SyncVectorEnv alone": 50_000},
+    "8 x 8": {"epoch update": 500_000, **dict.fromkeys(PEERS, 20_000), "SyncVectorEnv alone": 100_000},
+    "16 x 32": {
+        "epoch update": 500_000,
+        "epoch update, ten critic steps": 500_000,
+        **dict.fromkeys(PEERS, 40_000),
+        "SyncVectorEnv alone": 200_000,
+        "vectorized Pendulum-v0 alone": 400_000,
+    },
+}
+"""Environments x steps a batch, and the timesteps that each library is timed over: some seconds each."""
+
+
+def throughput(case: str, library: str) -> None:
+    """Time one library, in this process."""
+    import torch
+
+    import environments  # noqa: F401 (registers Pendulum-v0, for every library)
+
+    torch.set_num_threads(1)
+    num_envs, steps = map(int, case.split(" x "))
+    print("result", LIBRARIES[library](num_envs, steps, CASES[case][library]))
+
+
+def measure_throughput() -> None:
+    for r, (case, libraries) in product(range(5), CASES.items()):
+        num_envs, steps = case.split(" x ")
+        for library in libraries:
+            row = {"case": case, "library": library, "num_envs": num_envs, "steps": steps, "round": r}
+            if not THROUGHPUT.rows(**row):
+                [[speed]] = child("throughput", case, library)
+                THROUGHPUT.add(row | {"timesteps_per_second": round(float(speed))})
+
+
+def print_throughput() -> None:
+    rows = []
+    for case, libraries in CASES.items():
+        base = THROUGHPUT.by_round(case=case, library="Stable-Baselines3")
+        for library in libraries:
+            if speeds := THROUGHPUT.by_round(case=case, library=library):
+                times = ratios(speeds, base)
+                ratio = f"{median(times):.1f} ({min(times):.1f} to {max(times):.1f})"
+                rows.append(f"{case} | {library} | {spread(speeds.values(), ',.0f')} | {ratio}")
+    print_table("environments x steps | library | timesteps/s, median | least to most | Stable-Baselines3 = 1", rows)
+
+
+TIME_TO_SOLVE = Measurements("time_to_solve", "learner", "seed", "seconds", "timesteps")
+THRESHOLD, EPISODES, INTERVAL = -200.0, 100, 10_000
+
+
+def solved(score: float, timesteps: int) -> bool:
+    """Say when, if the score is good enough."""
+    if score >= THRESHOLD:
+        print("result", time.time(), timesteps, flush=True)
+    return score >= THRESHOLD
+
+
+def solve(script: str, seed: int) -> None:
+    """Either script with its defaults."""
+    import a2c_algorithm_epoch_update as epoch
+    import a2c_algorithm_step_update as step
+    from training import Run, evaluate
+
+    save = Run.save
+
+    def save_and_evaluate(run: Run, **loop: Any) -> None:
+        save(run, **loop)
+        score = evaluate(run.policy, run.config.env, EPISODES, seed=1_000 + seed)["mean_return"]
+        if solved(score, run.timestep):
+            os._exit(0)
+
+    Run.save = save_and_evaluate  # type: ignore[assignment, method-assign]
+    with tempfile.TemporaryDirectory() as folder:
+        settings: dict[str, Any] = {"run_dir": Path(folder) / "run", "img_dir": Path(folder), "seed": seed}
+        settings["checkpoint_interval"] = INTERVAL
+        module: Any = {"epoch": epoch, "step": step}[script]
+        module.train(module.Config(**settings))
+
+
+def solve_with_stable_baselines3(algorithm: str, seed: int) -> None:
+    """Settings of rl-baselines3-zoo, hyperparams/a2c.yml and ppo.yml, Pendulum-v1."""
+    import stable_baselines3
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.evaluation import evaluate_policy
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    import environments  # registers Pendulum-v0
+
+    a2c = algorithm == "A2C"
+    env: Any = make_vec_env(environments.PENDULUM_V0, 8 if a2c else 4, seed=seed)
+    evaluation_env: Any = make_vec_env(environments.PENDULUM_V0, 10, seed=1_000 + seed)
+    settings: dict[str, Any] = {"gamma": 0.9, "use_sde": True, "seed": seed, "device": "cpu"}
+    if a2c:
+        env = VecNormalize(env, gamma=0.9)
+        evaluation_env = VecNormalize(evaluation_env, training=False, norm_reward=False, gamma=0.9)
+        settings |= {"n_steps": 8, "gae_lambda": 0.9, "vf_coef": 0.4, "learning_rate": lambda left: 7e-4 * left}
+        settings |= {"policy_kwargs": {"log_std_init": -2, "ortho_init": False}}
+    else:
+        settings |= {"n_steps": 1024, "gae_lambda": 0.95, "learning_rate": 1e-3, "sde_sample_freq": 4}
+
+    class Evaluate(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.num_timesteps % INTERVAL >= env.num_envs:
+                return True
+            if a2c:
+                evaluation_env.obs_rms = env.obs_rms
+            score: Any = evaluate_policy(self.model, evaluation_env, EPISODES, warn=False)[0]
+            return not solved(score, self.num_timesteps)
+
+    model = getattr(stable_baselines3, algorithm)("MlpPolicy", env, **settings)
+    model.learn(1_000_000 if a2c else 100_000, callback=Evaluate())
+
+
+LEARNERS: dict[str, Callable[[int], None]] = {
+    "epoch update": partial(solve, "epoch"),  # compiles nothing in so short a time, so it has no cold cache
+    "step update": partial(solve, "step"),
+    "step update, cold cache": partial(solve, "step"),
+    "Stable-Baselines3 PPO, tuned": partial(solve_with_stable_baselines3, "PPO"),
+    "Stable-Baselines3 A2C, tuned": partial(solve_with_stable_baselines3, "A2C"),
+}
+
+
+def time_to_solve(learner: str, seed: str) -> None:
+    """Solve Pendulum-v0 with one learner, in this process."""
+    import torch
+
+    torch.set_num_threads(1)
+    LEARNERS[learner](int(seed))
+
+
+def measure_time_to_solve() -> None:
+    for seed, learner in product(range(10), LEARNERS):
+        row = {"learner": learner, "seed": seed}
+        if not TIME_TO_SOLVE.rows(**row):
+            with tempfile.TemporaryDirectory() as cache:
+                cold = {"TORCHINDUCTOR_CACHE_DIR": cache} if "cold" in learner else {}
+                start = time.time()
+                results = child("time_to_solve", learner, seed, **cold)
+            seconds, timesteps = (f"{float(results[0][0]) - start:.2f}", results[0][1]) if results else ("inf", "")
+            TIME_TO_SOLVE.add(row | {"seconds": seconds, "timesteps": timesteps})
+
+
+def print_time_to_solve() -> None:
+    rows = []
+    for learner in LEARNERS:
+        if runs := TIME_TO_SOLVE.rows(learner=learner):
+            seconds = spread([float(row["seconds"]) for row in runs], ".1f")
+            timesteps = [int(row["timesteps"]) for row in runs if row["timesteps"]]
+            middle = f"{median(timesteps):,.0f}" if timesteps else "-"
+            rows.append(f"{learner} | {seconds} | {middle} | {len(timesteps)} of {len(runs)}")
+    print_table("learner | seconds, median | least to most | timesteps, median | seeds solved", rows)
+
+
+MUJOCO_SPEED = Measurements("mujoco_speed", "case", "round", "seconds")
+MUJOCO_ENV, TIMESTEPS, NUM_ENVS, STEPS = "HalfCheetah-v4", 1_000_000, 4, 8
+
+
+def mujoco_epoch_update(*flags: str) -> None:
+    size = ("--num-envs", NUM_ENVS, "--sample-size", NUM_ENVS * STEPS, "--total-timesteps", TIMESTEPS)
+    with tempfile.TemporaryDirectory() as folder:
+        python(*training("epoch", folder, "--env", MUJOCO_ENV, "--quiet", *size, "--critic-updates", 1, *flags))
+
+
+def mujoco_stable_baselines3() -> None:
+    import torch
+    from stable_baselines3 import A2C
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    torch.set_num_threads(1)
+    A2C("MlpPolicy", VecNormalize(make_vec_env(MUJOCO_ENV, NUM_ENVS)), n_steps=STEPS, device="cpu").learn(TIMESTEPS)
+
+
+def mujoco_gymnasium_alone() -> None:
+    """The environments by themselves, with random actions."""
+    envs = gym.vector.SyncVectorEnv([lambda: gym.make(MUJOCO_ENV)] * NUM_ENVS)
+    envs.reset(seed=0)
+    envs.action_space.seed(0)
+    for _ in range(TIMESTEPS // NUM_ENVS):
+        envs.step(envs.action_space.sample())
+
+
+def mujoco_alone() -> None:
+    """The physics by itself: no observations, rewards or episodes."""
+    import mujoco
+
+    env: Any = gym.make(MUJOCO_ENV).unwrapped
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    for _ in range(TIMESTEPS // 100):
+        env.data.ctrl[:] = env.action_space.sample()
+        mujoco.mj_step(env.model, env.data, nstep=100 * env.frame_skip)
+
+
+MUJOCO_CASES: dict[str, Callable[[], None]] = {
+    "epoch update": mujoco_epoch_update,
+    "epoch update, EnvPool": partial(mujoco_epoch_update, "--vector-backend", "envpool"),
+    "Stable-Baselines3": mujoco_stable_baselines3,
+    "SyncVectorEnv alone": mujoco_gymnasium_alone,
+    "MuJoCo alone": mujoco_alone,
+}
+
+
+def measure_mujoco_speed() -> None:
+    for r, case in product(range(3), MUJOCO_CASES):
+        row = {"case": case, "round": r}
+        if not MUJOCO_SPEED.rows(**row):
+            start = time.perf_counter()
+            child("mujoco_speed", case)
+            MUJOCO_SPEED.add(row | {"seconds": f"{time.perf_counter() - start:.1f}"})
+
+
+def print_mujoco_speed() -> None:
+    seconds = {case: MUJOCO_SPEED.by_round(case=case) for case in MUJOCO_CASES}
+    rows = []
+    for case, times in seconds.items():
+        if times:
+            speed, share = (median(ratios(seconds[name], times)) for name in ("Stable-Baselines3", "MuJoCo alone"))
+            rows.append(f"{case} | {spread(times.values(), '.0f')} | {speed:.1f} | {share:.0%}")
+    print_table(
+        "1,000,000 timesteps of HalfCheetah-v4 | seconds, median | least to most | Stable-Baselines3 = 1 | MuJoCo", rows
+    )
+
+
+def spread(values: Collection[float], form: str) -> str:
+    """Median | least to most."""
+    return f"{median(values):{form}} | {min(values):{form}} to {max(values):{form}}"
+
+
+def ratios(values: Mapping[str, float], base: Mapping[str, float]) -> list[float]:
+    """Of each round that both have, nan if there is none."""
+    return [values[r] / base[r] for r in values if r in base] or [math.nan]
+
+
+def child(name: str, *case: object, **environment: str) -> list[list[str]]:
+    """Do a case in a process of its own; returns the results that it prints."""
+    return python("-m", "benchmarks.speed", "--case", name, *case, **environment)
+
+
+CHILDREN: dict[str, Callable[..., None]] = {
+    "throughput": throughput,
+    "time_to_solve": time_to_solve,
+    "mujoco_speed": lambda case: MUJOCO_CASES[case](),
+}
+"""What does a case, in its process."""
+BENCHMARKS = {
+    "throughput": (measure_throughput, print_throughput),
+    "time_to_solve": (measure_time_to_solve, print_time_to_solve),
+    "mujoco_speed": (measure_mujoco_speed, print_mujoco_speed),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedConfig(Config):
+    case: tuple[str, ...] = ()
+    """Only this case of a benchmark, in this very process (what the benchmark starts)."""
+
+
+def main(config: SpeedConfig) -> None:
+    if config.case:
+        name, *case = config.case
+        CHILDREN[name](*case)
+    else:
+        measure_and_show(config, BENCHMARKS)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(SpeedConfig, description=__doc__))
