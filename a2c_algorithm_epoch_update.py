@@ -106,7 +106,7 @@ def train(config: Config, env_fn: EnvFn | None = None, callback: Callback | None
     action_map, observation_map = environments.make_maps(envs)
     torch.manual_seed(config.seed)  # again: an environment may have drawn from the global generator, or seeded it
     learner = A2C(config, observation_map.size, action_map, ranks)
-    with Run(config, learner.parts, envs, callback, ranks) as run:
+    with Run(config, learner.parts, envs, env_fn, callback, ranks) as run:
         run.policy = Policy(learner.actor.network, learner.obs_normalizer, action_map, observation_map)
         if run.resumed:
             observations = run.resumed["observations"]
@@ -215,7 +215,7 @@ class A2C:
             "advantage_normalizer": self.advantage_normalizer,
         }
         if config.compile and config.total_timesteps >= COMPILE_FROM:
-            compile_methods(self, "act", "update_actor", "update_critic")
+            compile_methods(self, "act", "update_actor", "update_critic", quiet=config.quiet)
 
     @torch.no_grad()
     def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -118,7 +118,7 @@ def train(config: Config, env_fn: EnvFn | None = None, callback: Callback | None
     action_map, observation_map = environments.make_maps(env)
     torch.manual_seed(config.seed)  # again: an environment may have drawn from the global generator, or seeded it
     learner = A2C(config, observation_map.size, action_map)
-    with Run(config, learner.parts, env, callback) as run:
+    with Run(config, learner.parts, env, env_fn, callback) as run:
         run.policy = Policy(learner.actor.network, learner.obs_normalizer, action_map, observation_map)
         loop = Loop(**run.resumed) if run.resumed else Loop()
         seed = None if run.resumed else run.env_seed  # only the first reset is seeded
@@ -204,7 +204,7 @@ class A2C:
             "reward_normalizer": self.reward_normalizer,
         }
         if config.compile and config.total_timesteps >= COMPILE_FROM:
-            compile_methods(self, "learn_and_act")
+            compile_methods(self, "learn_and_act", quiet=config.quiet)
 
     def observe(self, observation: Tensor) -> Tensor:
         """Update the statistics with a new observation (D,), and return it normalized."""

@@ -38,6 +38,8 @@ class Config:
     """Episodes to play."""
     seed: int = 0
     """Seed of the environments and of sampled actions."""
+    best: bool = False
+    """Play the best policy of the evaluations during the run (--eval-interval), instead of the last one."""
     stochastic: bool = False
     """Sample actions, as in training, instead of taking the mode of the policy (the most likely action)."""
     video: Path | None = None
@@ -115,7 +117,7 @@ def main() -> None:
     try:
         config = tyro_cli(Config, sys.argv[1:])
         config.validate()
-        policy, env_id = load_policy(config.directory)
+        policy, env_id = load_policy(config.directory, best=config.best)
         saved = load_config(config.directory)
         kwargs = saved.get("env_kwargs", {})
         if config.policy_map:

@@ -18,7 +18,7 @@ import torch
 from environments import UsageError, first_line
 from training.files import CHECKPOINT, CONFIG, write_atomically
 
-FORMAT = 6
+FORMAT = 7
 """Version of what a checkpoint holds; increase it with every change."""
 PREVIOUS = "checkpoint_previous.pt"
 DIGEST_SIZE = hashlib.sha256().digest_size
@@ -40,29 +40,37 @@ def save_checkpoint(directory: Path, state: Mapping[str, Any]) -> None:
         directory: of the run.
         state: tensors, plain data and containers of them.
     """
-    state = {**state, "format": FORMAT, "config": config_checksum(directory)}
     path = directory / CHECKPOINT
     if path.exists():
         write_atomically(directory / PREVIOUS, path.read_bytes())
-    write_atomically(path, pack(state))
+    save_state(path, state)
 
 
-def load_checkpoint(directory: Path) -> dict[str, Any]:
-    """The state in the checkpoint of a run; loading it cannot run code (`weights_only`).
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a file of a run in the format of its checkpoint, whole or not at all."""
+    write_atomically(path, pack({**state, "format": FORMAT, "config": config_checksum(path.parent)}))
+
+
+def load_checkpoint(directory: Path, name: str = CHECKPOINT) -> dict[str, Any]:
+    """The state in the checkpoint of a run, or another file of this format; loading cannot run code (`weights_only`).
 
     Raises:
         UsageError: there is none, or it is damaged, of a newer version or of other settings.
     """
-    path = directory / CHECKPOINT
+    path = directory / name
     try:
         content = path.read_bytes()
         config = config_checksum(directory)
     except OSError as error:
-        raise UsageError(
-            f"{error.filename} cannot be read: {error.strerror}; the run may have ended before its first checkpoint"
-        ) from error
+        why = (
+            "the run may have ended before its first checkpoint"
+            if name == CHECKPOINT
+            else "it is written by runs with --eval-interval"
+        )
+        raise UsageError(f"{error.filename} cannot be read: {error.strerror}; {why}") from error
     previous = path.with_name(PREVIOUS)
-    hint = f"; to use {previous.name}, the one before, rename it to {path.name}" if previous.exists() else ""
+    usable = name == CHECKPOINT and previous.exists()
+    hint = f"; to use {previous.name}, the one before, rename it to {path.name}" if usable else ""
     if hashlib.sha256(content[:-DIGEST_SIZE]).digest() != content[-DIGEST_SIZE:]:
         raise UsageError(f"{path} is damaged, or not a checkpoint of these scripts{hint}")
     try:

@@ -26,6 +26,7 @@ from networks import NetworkSettings
 from training.errors import TrainingError
 from training.policy import evaluate
 from training.ranks import RankError
+from training.report import still_rising
 from training.resuming import saved_settings
 from training.run import Run
 from training.settings import ConfigType, RunSettings, converted, type_name
@@ -140,6 +141,13 @@ def main(config_class: type[ConfigType], train: Callable[[ConfigType], Run]) -> 
             print(f"interrupted at timestep {run.timestep}; continue with --resume {run.directory}")
         else:
             print_score(run)
+            if still_rising(*run.log.episodes(), run.config.total_timesteps):
+                print("the return was still rising: a longer run (--total-timesteps) may reach more")
+            if best := run.evaluations.best:
+                print(
+                    f"best: {best['mean_return']:.1f} over {run.config.eval_episodes} episodes, at timestep"
+                    f" {best['timestep']}; python evaluate.py {run.directory} --best plays it"
+                )
     except UsageError as error:
         fail(error, 2)
     except (TrainingError, RankError) as error:

@@ -1,6 +1,7 @@
 """torch.compile for the methods of a learner."""
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -140,8 +141,11 @@ def unflatten(structure: Any, tensors: Iterator[Tensor]) -> Any:
     return tuple(unflatten(item, tensors) for item in structure) if structure is not None else next(tensors)
 
 
-def compile_methods(learner: object, *names: str) -> None:
-    """Put methods of a learner under torch.compile, see `Compiled`; print why, once, if one cannot be compiled."""
+def compile_methods(learner: object, *names: str, quiet: bool = True) -> None:
+    """Put methods of a learner under torch.compile, see `Compiled`; print why, once, if one cannot be compiled.
+
+    Unless `quiet`, say that compiling takes a while.
+    """
     if hasattr(torch._dynamo.config, "trace_autograd_ops"):
         torch._dynamo.config.trace_autograd_ops = True  # lets torch.autograd.grad be part of the graph
     reported: list[str] = []
@@ -154,6 +158,8 @@ def compile_methods(learner: object, *names: str) -> None:
             sys.stderr.write(f"{name} is not compiled, and slower: {why}\n")
         reported.append(why)
 
+    if not (quiet or int(os.environ.get("RANK", "0"))):
+        print("compiling in the first updates: some 20 s, or some 5 s from the cache of an earlier run", flush=True)
     for name in names:
         setattr(learner, name, Compiled(getattr(learner, name), functools.partial(failed, name)))
 

@@ -14,6 +14,7 @@ from environments import UsageError
 from training.settings import RunSettings
 
 CONFIG, CHECKPOINT, EPISODES, UPDATES = "config.json", "checkpoint.pt", "episodes.csv", "updates.csv"
+BEST, EVALUATIONS = "best.pt", "evaluations.csv"
 CONTENTS = (CONFIG, CHECKPOINT, EPISODES, UPDATES)
 """The files by which a directory is recognized as that of a run."""
 

@@ -16,12 +16,13 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from environments import UsageError
-from training.files import EPISODES, UPDATES
+from training.files import EPISODES, EVALUATIONS, UPDATES
 
 METRICS = ["policy_loss", "value_loss", "entropy", "explained_variance", "actor_grad_norm", "critic_grad_norm"]
 COLUMNS = {
     EPISODES: ["timestep", "return", "length", "wall_time"],
     UPDATES: ["timestep", *METRICS, "mean_reward", "timesteps_per_second", "wall_time"],
+    EVALUATIONS: ["timestep", "mean_return", "std_return", "min_return", "wall_time"],
 }
 LOG_INTERVAL = 1000
 """Timesteps between rows of updates.csv, at least."""

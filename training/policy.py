@@ -13,10 +13,10 @@ from torch import nn
 
 import environments
 from environments import ActionMap, EnvFn, EnvironmentFault, ObservationMap, UsageError, first_line, observation_tensor
-from environments.structure import from_data
+from environments.structure import from_data, to_data
 from networks import Critic, make_actor
 from training.checkpoint import fitting, load_checkpoint
-from training.files import load_config
+from training.files import BEST, CHECKPOINT, load_config
 from training.generators import own_generators
 from training.settings import RunSettings, config_from
 from utils import ObservationNormalizer
@@ -72,7 +72,16 @@ class Policy:
         return actions[0] if single else actions
 
 
-def load_policy(directory: str | Path, env_fn: EnvFn | None = None) -> tuple[Policy, str]:
+def policy_state(policy: Policy) -> dict[str, Any]:
+    """What `load_policy` needs of a checkpoint, as tensors and plain data; a copy."""
+    parts = {"actor": policy.actor, "obs_normalizer": policy.normalizer}
+    return {
+        **{name: {key: value.clone() for key, value in part.state_dict().items()} for name, part in parts.items()},
+        "spaces": [to_data(policy.observation_map.space), to_data(policy.action_map.space)],
+    }
+
+
+def load_policy(directory: str | Path, env_fn: EnvFn | None = None, best: bool = False) -> tuple[Policy, str]:
     """The policy of a run, finished or not, and the id of its environment.
 
     The environment is made only if the checkpoint does not hold its spaces: it is an old one, or they are of a kind of
@@ -81,12 +90,13 @@ def load_policy(directory: str | Path, env_fn: EnvFn | None = None) -> tuple[Pol
     Args:
         directory: of the run.
         env_fn: makes the environment, if it is not registered.
+        best: the best policy of the evaluations during the run (`eval_interval`), not the last one.
 
     Raises:
         UsageError: the directory holds no run, its files are damaged, or its networks are of a kind that has gone.
     """
     directory = Path(directory)
-    saved, state = load_config(directory), load_checkpoint(directory)
+    saved, state = load_config(directory), load_checkpoint(directory, BEST if best else CHECKPOINT)
     for name, value in REMOVED.items():
         if saved.get(name, value) != value:
             raise UsageError(
@@ -164,6 +174,7 @@ def evaluate(
     env_fn: EnvFn | None = None,
     num_envs: int = 20,
     env_kwargs: Mapping[str, Any] | None = None,
+    before_step: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Play whole episodes with a policy; returns are sums of the environment's own rewards.
 
@@ -178,6 +189,7 @@ def evaluate(
         env_fn: makes the environment, if it is not registered.
         num_envs: environments that are stepped together, at most one per episode.
         env_kwargs: arguments for the environment, or for `env_fn`.
+        before_step: called before each step of the environments, for example to show progress.
 
     Returns:
         `env`, `episodes`, `mean_return`, `std_return`, `min_return`. An episode is cut after 10,000 steps, or the time
@@ -199,6 +211,7 @@ def evaluate(
         observations = environments.reset_all(envs, seed)
         torch.manual_seed(seed)  # again: an environment may have drawn from it, or seeded it
         while remaining.any():
+            before_step()
             observations, rewards, terminated, truncated, _ = envs.step(policy(observations, stochastic))
             for what, values in (("an observation", observations), ("a reward", rewards)):
                 if not np.isfinite(values).all():

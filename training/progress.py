@@ -29,12 +29,17 @@ class Progress:
             disable=True if quiet else None,  # None: no bar if standard error is not a terminal
         )
 
-    def show(self, timestep: int, recent_returns: Sequence[float], mean_reward: float, rate: float) -> None:
+    def show(
+        self, timestep: int, recent_returns: Sequence[float], mean_reward: float, rate: float, score: float | None
+    ) -> None:
         """Show the timesteps trained, the mean of recent returns and, in a line, the speed and the time left.
+
+        The score is the mean return of the last evaluation, if there was one.
 
         Where no episode has ended, the mean reward per step takes the place of the return.
         """
         mean = f"return {np.mean(recent_returns):.1f}" if recent_returns else f"reward per step {mean_reward:.3g}"
+        mean += "" if score is None else f", evaluation {score:.1f}"
         self.bar.set_postfix_str(mean, refresh=False)
         self.bar.update(timestep - self.bar.n)
         if self.bar.disable and not self.quiet and timestep >= self.next_line:

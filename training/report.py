@@ -1,9 +1,12 @@
-"""The error message of a run that failed."""
+"""What a run says at its end."""
 
 import contextlib
 import tempfile
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from environments import EnvironmentFault, first_line
 from training.errors import DISK_ERRORS, StoppedError, TrainingError
@@ -33,3 +36,18 @@ def failure(error: BaseException, directory: Path, img_dir: Path, rank: int) -> 
         path.write_text("".join(traceback.format_exception(error)))
         what += f" (traceback in {path})"
     return what
+
+
+def still_rising(timesteps: Sequence[int], returns: Sequence[float], total_timesteps: int) -> bool:
+    """Whether the return rose in the last fifth of a run by more than a tenth of all that it rose, and than chance.
+
+    Args:
+        timesteps, returns: of all episodes.
+        total_timesteps: of the run.
+    """
+    done, values = np.array(timesteps) / total_timesteps, np.array(returns)
+    first, before, last = (values[(a < done) & (done <= b)] for a, b in ((0.0, 0.2), (0.6, 0.8), (0.8, np.inf)))
+    if min(map(len, (first, before, last))) < 5:
+        return False
+    gain, error = last.mean() - before.mean(), np.sqrt(before.var() / len(before) + last.var() / len(last))
+    return bool(gain > max(0.1 * (last.mean() - first.mean()), 2 * error))

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
-from environments import advice
+from environments import EnvFn, advice
 from training.agreement import check_agreement, local_copy
 from training.checkpoint import PREVIOUS, load_checkpoint, save_checkpoint
 from training.errors import StoppedError, TrainingError
+from training.evaluation import Evaluations
 from training.files import CHECKPOINT, LockedDirectory, check_writable, file_name, image_path, run_directory
 from training.interrupts import Interrupts
 from training.logs import COLUMNS, EpisodeCounter, TrainingLog
@@ -52,6 +53,7 @@ class Run:
         parts: what checkpoints save, by name: objects with a `state_dict`. A resumed run restores them.
         env: the environment, or vector of them, to train in; a resumed run restores it, if its state can be read. It is
             closed at the end of the run.
+        env_fn: makes environments for evaluations, if theirs is not registered.
         callback: called with the run and the scalars that go to TensorBoard, by name, whenever these are logged: about
             every 1,000 timesteps. It may call `stop`. If it raises an exception, the run is saved and ends, and the
             exception reaches the caller of `train`.
@@ -74,6 +76,7 @@ class Run:
         config: RunSettings,
         parts: Mapping[str, Any],
         env: gym.Env | VectorEnv,
+        env_fn: EnvFn | None = None,
         callback: Callback | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
@@ -81,6 +84,7 @@ class Run:
         self.parts = parts
         self.env = env
         self.callback = callback
+        self.env_fn = env_fn
         try:
             self._begin(config)
         except BaseException:
@@ -108,6 +112,7 @@ class Run:
         self.interrupts = Interrupts()
         self.files = LockedDirectory(self.directory)
         self.log = TrainingLog(self.directory)
+        self.evaluations = Evaluations(self, self.env_fn)
         if config.resume:
             self.files.reopen()
             if any((self.directory / name).exists() for name in (CHECKPOINT, PREVIOUS)):
@@ -252,7 +257,7 @@ class Run:
         self.log.updates.append(metrics)
         if self.log_due:
             rate = (self.timestep - self.first_timestep) / (time.monotonic() - self.start)
-            scalars = self.log.write_row(self.timestep, rate, self.wall_time)
+            scalars = self.log.write_row(self.timestep, rate, self.wall_time) | self.evaluations.evaluate_if_due()
             if self.callback:
                 try:
                     self.callback(self, scalars)
@@ -262,7 +267,7 @@ class Run:
                     self.callback_error = error
                     self.stop()
             self.log.start_row(self.timestep)
-            self.bar.show(self.timestep, self.recent_returns, self.log.mean_reward, rate)
+            self.bar.show(self.timestep, self.recent_returns, self.log.mean_reward, rate, self.evaluations.last)
 
     @property
     def log_due(self) -> bool:

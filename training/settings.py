@@ -42,6 +42,12 @@ class RunSettings(NetworkSettings):
     observations (N, D) to potentials (N,)."""
     checkpoint_interval: int = 20_000
     """Timesteps between checkpoints; there is also one every minute, and at the end."""
+    eval_interval: int = 0
+    """Evaluate the policy about every so many timesteps, and keep the best one in best.pt; 0: only at the end."""
+    eval_episodes: int = 10
+    """Episodes of each of these evaluations."""
+    target_return: float | None = None
+    """End the run once such an evaluation has at least this mean return."""
     img_dir: Path = Path("img")
     """Directory of the plot A2C_<env>.png (step update) or A2C_<env>_epoch.png (epoch update), which is overwritten."""
     device: str = "cpu"
@@ -70,6 +76,11 @@ class RunSettings(NetworkSettings):
         """Raise a `UsageError` for the first invalid setting."""
         for name in ("total_timesteps", "checkpoint_interval"):
             self.check(name, getattr(self, name) > 0, "must be at least 1")
+        self.check("eval_interval", self.eval_interval >= 0, "must not be negative")
+        self.check("eval_episodes", self.eval_episodes > 0, "must be at least 1")
+        if self.target_return is not None:
+            self.check("target_return", math.isfinite(self.target_return), "must be finite")
+            self.check("target_return", self.eval_interval > 0, "needs --eval-interval")
         self.check("seed", 0 <= self.seed < 2**32, "must be between 0 and 4294967295")
         self.check("hidden_sizes", all(size > 0 for size in self.hidden_sizes), "must be positive integers")
         self.check("mean_limit", 0 <= self.mean_limit < math.inf, "must be finite and not negative")

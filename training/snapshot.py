@@ -10,14 +10,15 @@ from torch import Tensor
 
 from environments import UsageError
 from environments.states import UnreadableError, get_state, set_state
-from environments.structure import to_data
 from training.checkpoint import FORMAT, fitting
 from training.generators import generator_states, restore_generators, seed_all
+from training.policy import policy_state
 
 if TYPE_CHECKING:
     from training.run import Run
 
-RUN_STATE = {"format", "config", "timestep", "wall_time", "next_save", "generators", "spaces", "worlds", "log"}
+RUN_STATE = {"format", "config", "spaces", "worlds", "log", "evaluations", "generators", "wall_time"}
+RUN_STATE |= {"timestep", "total_timesteps", "next_save"}
 """What a checkpoint holds besides the parts of the learner."""
 
 
@@ -32,9 +33,10 @@ def run_state(run: Run, loop: Mapping[str, Any]) -> dict[str, Any]:
         world = get_state(parts)
     except UnreadableError as error:
         world = str(error)
-    device, policy = torch.device(run.config.device), run.policy
+    device = torch.device(run.config.device)
     return {name: part.state_dict() for name, part in run.parts.items()} | {
         "timestep": run.timestep,
+        "total_timesteps": run.config.total_timesteps,
         "wall_time": run.wall_time,
         "next_save": run.next_save,
         "generators": {
@@ -42,7 +44,8 @@ def run_state(run: Run, loop: Mapping[str, Any]) -> dict[str, Any]:
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         },
-        "spaces": [to_data(policy.observation_map.space), to_data(policy.action_map.space)],
+        "spaces": policy_state(run.policy)["spaces"],
+        "evaluations": run.evaluations.state_dict(),
         "worlds": run.ranks.all_gather_object(world),
         "log": run.log.mark(),
     }
@@ -70,6 +73,7 @@ def restore(run: Run, state: Mapping[str, Any]) -> None:
         run.timestep, run.elapsed_before = int(state["timestep"]), float(state["wall_time"])
         run.next_save = int(state["next_save"])
         run.log.restore(state["log"])
+        run.evaluations.load_state_dict(state["evaluations"])
         seed_all(run.env_seed, run.ranks.rank)  # for new episodes
         why = restore_world(run, state["worlds"])
         generators = state["generators"]
@@ -80,6 +84,13 @@ def restore(run: Run, state: Mapping[str, Any]) -> None:
     run.log.truncate()
     what = f"in new episodes, since {why}" if why else "where they were"
     run.say(f"resumed at timestep {run.timestep}, the environments {what}")
+    before, now = int(state["total_timesteps"]), run.config.total_timesteps
+    if now > before:
+        left, annealed = (max(0.0, 1 - run.timestep / total) for total in (now, before))
+        run.say(
+            f"--total-timesteps was {before} and is {now} now: what is annealed over a run, such as learning rates, is"
+            f" at {left:.0%} of its first value, not at {annealed:.0%}; returns may fall for a while"
+        )
 
 
 def restore_world(run: Run, worlds: list[Any]) -> str:

@@ -1,14 +1,16 @@
-"""`--help` as a newcomer reads it."""
+"""`--help` as a newcomer reads it, and what a run says at its end."""
 
 import dataclasses
 import re
 
+import numpy as np
 import pytest
 from conftest import EPOCH, EVALUATE, STEP
 
 import a2c_algorithm_epoch_update as epoch
 import a2c_algorithm_step_update as step
 from training.cli import attribute_docstrings
+from training.report import still_rising
 
 
 @pytest.mark.parametrize(("name", "script"), [(EPOCH, epoch), (STEP, step)])
@@ -38,3 +40,15 @@ def test_help_shows_defaults(forked, monkeypatch):
     assert "(default: 0.8)" in forked(STEP, "--help").stdout
     assert "(default: 128)" in forked(EPOCH, "--help").stdout
     assert "--video" in forked(EVALUATE, "--help").stdout
+
+
+def test_a_run_that_was_too_short_is_recognized():
+    timesteps, noise = np.arange(1, 201) * 100, np.random.default_rng(0).normal(0, 20, 200)
+    for returns, rising in (
+        (np.linspace(0, 100, 200) + noise, True),
+        (np.minimum(np.linspace(0, 300, 200), 100) + noise, False),
+        (noise, False),
+        (np.linspace(100, 0, 200) + noise, False),
+    ):
+        assert still_rising(timesteps, returns, 20_000) is rising
+    assert not still_rising([], [], 20_000)

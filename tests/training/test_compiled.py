@@ -137,7 +137,7 @@ def test_without_a_compiler_it_says_so_once_and_runs_on(capsys):
 @pytest.mark.parametrize("script", [step, epoch], ids=["step", "epoch"])
 def test_only_a_long_run_is_compiled(script, monkeypatch):
     compiled = []
-    monkeypatch.setattr(script, "compile_methods", lambda learner, *names: compiled.append(names))
+    monkeypatch.setattr(script, "compile_methods", lambda learner, *names, quiet: compiled.append(names))
     for settings in ({"total_timesteps": 5000}, {"compile": False}):
         script.A2C(script.Config(**{"total_timesteps": 10**6} | settings), 3, ActionMap(CONTINUOUS))
     assert not compiled
