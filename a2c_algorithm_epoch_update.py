@@ -57,8 +57,9 @@ class Config(RunSettings):
     """Normalize observations by their running mean and standard deviation."""
     reward_norm: bool = True
     """Divide rewards by the running standard deviation of their discounted sum, and clip them to [-10, 10]."""
-    vector_backend: Literal["sync", "envpool"] = "sync"
-    """Vector environment: sync, one after the other, or envpool (if installed), in C++, faster for slow physics."""
+    vector_backend: Literal["sync", "async", "envpool"] = "sync"
+    """How environments are stepped: sync, one after the other; async, in a process each, faster if a step takes
+    milliseconds; envpool (if installed), in C++ on all cores."""
     compile: bool = True
     """Use torch.compile, in runs of at least 500,000 timesteps. Turn off to debug."""
 

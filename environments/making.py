@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 import importlib.metadata
 import importlib.util
 import re
@@ -22,6 +23,7 @@ from environments.errors import UsageError, first_line
 from environments.modules import import_user_module
 from environments.observations import ObservationMap
 from environments.pendulum import PENDULUM_V0
+from environments.processes import ProcessVectorEnv
 from environments.structure import flat_actions, numeric_part
 from environments.vector import SequentialVectorEnv
 
@@ -103,7 +105,7 @@ def make_vector_env(
     Where an episode has ended the caller resets, by `reset(options={"reset_mask": done})`.
 
     Args:
-        backend: sync, one after the other in this process, or envpool, in C++ on all cores.
+        backend: sync, one after the other in this process; async, in a process each; or envpool, in C++ on all cores.
     """
     if backend == "envpool":
         if env_fn:
@@ -112,16 +114,20 @@ def make_vector_env(
             raise UsageError("--env-kwargs is not possible with --vector-backend envpool; use sync")
         make_env(env_id).close()  # for its error messages; and evaluation uses the environment without EnvPool
         return EnvPoolVectorEnv(env_id, num_envs)
+    env_fns = [functools.partial(make_env, env_id, env_fn, env_kwargs)] * num_envs
+    if backend == "async":
+        return ProcessVectorEnv(env_fns, env_id)
     if env_fn is None and env_id == PENDULUM_V0 and not env_kwargs:  # in NumPy, faster than SyncVectorEnv
         return gym.make_vec(env_id, num_envs, "vector_entry_point", autoreset_mode=AutoresetMode.DISABLED)
-    return SequentialVectorEnv([lambda: make_env(env_id, env_fn, env_kwargs)] * num_envs, env_id)
+    return SequentialVectorEnv(env_fns, env_id)
 
 
 def make_maps(env: Any) -> tuple[ActionMap, ObservationMap]:
     """The maps to the actions and from the observations of an environment, or vector of them."""
     env = getattr(env, "envs", [env])[0]
     if isinstance(env, VectorEnv):
-        return ActionMap(env.single_action_space), ObservationMap(env.single_observation_space)
+        observations = getattr(env, "declared", env.single_observation_space)
+        return ActionMap(env.single_action_space), ObservationMap(observations)
     # A `Border` has flattened the observations; the policy takes them as they were before, too.
     return ActionMap(env.action_space), ObservationMap(getattr(env, "declared", env.observation_space))
 

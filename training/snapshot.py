@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from environments import UsageError
+from environments.processes import ProcessVectorEnv
 from environments.states import UnreadableError, get_state, set_state
 from training.checkpoint import FORMAT, fitting
 from training.generators import generator_states, restore_generators, seed_all
@@ -29,7 +30,8 @@ def run_state(run: Run, loop: Mapping[str, Any]) -> dict[str, Any]:
         loop: the variables of its training loop.
     """
     try:
-        parts = {"env": run.env, "episodes": vars(run.episodes), "loop": dict(loop), "generators": generator_states()}
+        env = run.env.get_states() if isinstance(run.env, ProcessVectorEnv) else run.env
+        parts = {"env": env, "episodes": vars(run.episodes), "loop": dict(loop), "generators": generator_states()}
         world = get_state(parts)
     except UnreadableError as error:
         world = str(error)
@@ -104,6 +106,8 @@ def restore_world(run: Run, worlds: list[Any]) -> str:
             return f"their state cannot be read: it holds {world}"
     try:
         world = set_state({"env": run.env}, worlds[run.ranks.rank])
+        if isinstance(run.env, ProcessVectorEnv):
+            run.env.set_states(world["env"])
     except UnreadableError as error:
         return f"their state cannot be restored: it holds {error}"
     vars(run.episodes).update(world["episodes"])

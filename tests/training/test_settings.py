@@ -43,7 +43,7 @@ def test_values_of_another_type_are_converted(setting, given, taken):
         ("compile", 1, "must be True or False"),
         ("env", gym.Env(), "must be a string"),
         ("hidden_sizes", ["a"], "must be integers"),
-        ("vector_backend", "threads", "must be sync or envpool"),
+        ("vector_backend", "threads", "must be sync or async or envpool"),
         ("reward_shaping", np.sum, "must be a string or None"),
         ("run_dir", 5, "must be a path or None"),
     ],

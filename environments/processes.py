@@ -1,0 +1,196 @@
+"""Many environments, each in a process of its own, stepped at the same time."""
+
+import contextlib
+import functools
+import io
+import multiprocessing
+import os
+import random
+import signal
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+
+from environments.errors import EnvironmentFault, UsageError, first_line
+from environments.states import UnreadableError, get_state, set_state
+
+TIMEOUT = 60.0
+"""Seconds that a worker may take for a step or a reset."""
+
+
+class Worker(gym.Wrapper):
+    """An environment in a worker process: an exception becomes part of `info`, which AsyncVectorEnv hands over.
+
+    Args:
+        env: the environment.
+        index: of the worker.
+    """
+
+    def __init__(self, env: gym.Env, index: int) -> None:
+        super().__init__(env)
+        self.index = index
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if seed is not None:  # workers begin with the same global generators, from which an environment may draw
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002 (for environments that draw from it)
+            torch.manual_seed(seed)
+        try:
+            return self.env.reset(seed=seed, options=options or None)[0], {}
+        except BaseException as error:
+            return self.nothing, failed(error)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        try:
+            observation, reward, terminated, truncated, _ = self.env.step(action)
+            return observation, reward, terminated, truncated, {}
+        except BaseException as error:
+            return self.nothing, 0.0, False, False, failed(error)
+
+    @property
+    def nothing(self) -> Any:
+        """An observation in place of one that failed."""
+        return np.zeros(self.observation_space.shape or (), self.observation_space.dtype)
+
+    def get_state(self) -> np.ndarray | str:
+        """The state of the environment and of the global generators of its process, as bytes; or why there is none."""
+        generators = [random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()]  # noqa: NPY002
+        try:
+            state = get_state({"env": self.env, "generators": generators})
+        except UnreadableError as error:
+            return str(error)
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        return np.frombuffer(buffer.getvalue(), np.uint8)
+
+    def set_state(self, states: Sequence[np.ndarray]) -> str:
+        """Restore this worker's of the states that `get_state` returned; returns why that failed, if it did."""
+        try:
+            state = torch.load(io.BytesIO(states[self.index].tobytes()), weights_only=True)
+            generators = set_state({"env": self.env}, state)["generators"]
+        except Exception as error:  # a state of another environment
+            return first_line(error)
+        random.setstate(generators[0])
+        np.random.set_state(generators[1])  # noqa: NPY002
+        torch.set_rng_state(generators[2])
+        return ""
+
+
+def failed(error: BaseException) -> dict[str, Any]:
+    """What a worker reports of an exception: whether it is of a known kind, its message, and the traceback."""
+    known = isinstance(error, (EnvironmentFault, UsageError))
+    message = first_line(error) if known else f"{type(error).__name__}: {first_line(error)}"
+    return {"failed": (known, message, "".join(traceback.format_exception(error)))}
+
+
+class WorkerError(RuntimeError):
+    """An environment raised an exception in its process; a note has the traceback."""
+
+
+class ProcessVectorEnv(AsyncVectorEnv):
+    """N environments in N processes. It pays where a step takes milliseconds.
+
+    Args:
+        env_fns: make the environments.
+        name: of the environment, for messages.
+
+    Raises:
+        UsageError: the environments differ in their spaces.
+        EnvironmentFault, WorkerError: from `reset` and `step`: a worker failed, died, or took longer than `TIMEOUT`.
+    """
+
+    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]], name: str) -> None:
+        self.name, self.broken, parent = name, False, os.getpid()
+        errors: Any = multiprocessing.SimpleQueue()
+
+        def make(index: int) -> gym.Env:
+            if os.getpid() == parent:  # AsyncVectorEnv makes an environment here, to see its spaces
+                env = env_fns[index]()
+                self.declared = getattr(env, "declared", env.observation_space)
+                return Worker(env, index)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one ends the others
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            torch.set_num_threads(1)
+            try:
+                return Worker(env_fns[index](), index)
+            except BaseException as error:
+                errors.put(first_line(error))
+                os._exit(1)
+
+        try:
+            makers = [functools.partial(make, index) for index in range(len(env_fns))]
+            super().__init__(makers, autoreset_mode=AutoresetMode.DISABLED)
+        except (RuntimeError, EOFError, OSError) as error:
+            self.close(terminate=True)
+            why = first_line(error) if errors.empty() else errors.get()
+            raise UsageError(f"--vector-backend async: {why}; use sync") from error
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        with self.watched():
+            self.reset_async(seed, options)
+            observations, infos = self.reset_wait(TIMEOUT)
+        self.check(infos)
+        return observations, {}
+
+    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        with self.watched():
+            self.step_async(actions)
+            *outcome, infos = self.step_wait(TIMEOUT)
+        self.check(infos)
+        return *outcome, {}
+
+    @contextlib.contextmanager
+    def watched(self) -> Any:
+        """Say which worker has died or does not answer; after any error, all are ended when this is closed."""
+        try:
+            yield
+        except BaseException as error:
+            self.broken = True
+            if not isinstance(error, (EOFError, OSError, multiprocessing.TimeoutError)):
+                raise
+            dead = [i for i, process in enumerate(self.processes) if not process.is_alive()]
+            if dead:
+                status = self.processes[dead[0]].exitcode
+                raise EnvironmentFault(f"worker {dead[0]} of {self.name} died, with exit status {status}") from error
+            raise EnvironmentFault(f"a worker of {self.name} did not answer within {TIMEOUT:g} s") from error
+
+    def check(self, infos: dict[str, Any]) -> None:
+        """Raise the first error that a worker reported."""
+        for report in filter(None, infos.get("failed", ())):
+            known, message, trace = report
+            self.broken = True
+            if known:
+                raise EnvironmentFault(message)
+            error = WorkerError(message)
+            error.add_note(trace)
+            raise error
+
+    def get_states(self) -> list[np.ndarray]:
+        """The states of all environments; raises an `UnreadableError` if one cannot be read."""
+        states = list(self.call("get_state"))
+        for state in states:
+            if isinstance(state, str):
+                raise UnreadableError(state)
+        return [state.copy() for state in states]  # with memory of its own, as a checkpoint saves it
+
+    def set_states(self, states: Sequence[np.ndarray]) -> None:
+        """Restore what `get_states` returned; raises an `UnreadableError` if that cannot be."""
+        for error in filter(None, self.call("set_state", states)):
+            raise UnreadableError(error)
+
+    def close_extras(self, timeout: float | None = 5.0, terminate: bool = False) -> None:
+        """End all processes; those that do not close in time, or after an error, are terminated."""
+        if not (terminate or self.broken):
+            try:
+                super().close_extras(timeout)
+                return
+            except (EOFError, OSError):  # a worker has died
+                pass
+        for process in self.processes:
+            process.terminate()
+            process.join()
