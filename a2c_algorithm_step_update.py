@@ -35,7 +35,7 @@ class Config(RunSettings):
     """Discount factor per timestep. Raise it if rewards are delayed."""
     trace_lambda: float = 0.8
     """Lambda of the eligibility traces, which decay by gamma * lambda per timestep. 0: the one-step TD update."""
-    actor_lr: float = 5e-4
+    actor_lr: float = 3e-4
     """Learning rate of the actor. Lower it if returns collapse."""
     critic_lr: float = 3e-4
     """Learning rate of the critic."""

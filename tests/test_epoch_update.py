@@ -247,7 +247,7 @@ def test_noise_is_repeated_less_and_less(tmp_path, monkeypatch):
         asked.clear()
         settings = {"num_envs": 4, "sample_size": 32, "total_timesteps": 128}
         epoch.train(epoch.Config(env=name, run_dir=tmp_path / name, img_dir=tmp_path, **settings))
-        assert asked == [0.9, 0.675, 0.45, 0.225]
+        assert asked == pytest.approx([0.9, 0.50625, 0.225, 0.05625])
 
 
 def test_a_signal_is_heeded_once_a_timestep(tmp_path):

@@ -82,7 +82,7 @@ def test_textbook_is_rmsprop_on_the_one_step_update_and_nothing_else():
     modules = {type(module) for network in (learner.actor, learner.critic) for module in network.network.modules()}
     assert torch.nn.LayerNorm not in modules
     actor, critic = copy.deepcopy(learner.actor.network), copy.deepcopy(learner.critic.network)
-    groups = [{"params": [*actor.parameters()], "lr": 5e-4}, {"params": [*critic.parameters()], "lr": 3e-4}]
+    groups = [{"params": [*actor.parameters()], "lr": 3e-4}, {"params": [*critic.parameters()], "lr": 3e-4}]
     optimizer = torch.optim.Adam(groups, betas=(0.0, 0.999))
     rng = np.random.default_rng(0)
     action, state = torch.zeros(2), learner.observe(torch.zeros(3))
