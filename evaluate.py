@@ -3,6 +3,7 @@
 python evaluate.py runs/DIR --episodes 100 --seed 7          # the last line is one JSON object
 python evaluate.py runs/DIR --episodes 3 --video out.mp4
 python evaluate.py runs/DIR --policy-map map.png
+python evaluate.py runs/DIR --export policy.onnx
 """
 
 import dataclasses
@@ -20,9 +21,10 @@ import tyro
 from gymnasium.wrappers import RecordVideo
 
 import environments
-from environments import UsageError, first_line
+from environments import EnvFn, UsageError, first_line
 from training import Policy, evaluate, load_policy
 from training.cli import fail, tyro_cli
+from training.export import SUFFIXES, export_policy
 from training.files import check_writable, load_config
 from training.policy import load_critic
 from utils import plot_maps
@@ -42,10 +44,14 @@ class Config:
     """Play the best policy of the evaluations during the run (--eval-interval), instead of the last one."""
     stochastic: bool = False
     """Sample actions, as in training, instead of taking the mode of the policy (the most likely action)."""
+    env_fn: str | None = None
+    """Function that makes the environment, as module:function, if a run was started with another one or from Python."""
     video: Path | None = None
     """Record all episodes in one video file (.mp4)."""
     render: bool = False
     """Show the episodes in a window."""
+    export: Path | None = None
+    """Play nothing: write the policy, from observations to actions, to this file: .onnx, or .pt2 (torch.export)."""
     policy_map: Path | None = None
     """Plot the action of the policy and the value of the critic over all states (.png); for Pendulum, and for
     observations of two bounded entries and actions of one."""
@@ -56,20 +62,24 @@ class Config:
             raise UsageError(f"--episodes {self.episodes} must be at least 1")
         if self.video and self.render:
             raise UsageError("--video and --render cannot be combined; choose one")
-        for flag, path, suffix in (("--video", self.video, ".mp4"), ("--policy-map", self.policy_map, ".png")):
+        endings = {"video": (".mp4",), "policy_map": (".png",), "export": SUFFIXES}
+        for name, suffixes in endings.items():
+            flag, path = f"--{name.replace('_', '-')}", getattr(self, name)
             if path:
-                if path.suffix != suffix:
-                    raise UsageError(f"{flag} {path} must end in {suffix}")
+                if path.suffix not in suffixes:
+                    raise UsageError(f"{flag} {path} must end in {' or '.join(suffixes)}")
                 check_writable(flag, path.parent)
 
 
-def watch(policy: Policy, env_id: str, env_kwargs: dict[str, Any], config: Config) -> dict[str, Any]:
+def watch(
+    policy: Policy, env_id: str, env_fn: EnvFn | None, env_kwargs: dict[str, Any], config: Config
+) -> dict[str, Any]:
     """Evaluate on episodes played one after the other, shown in a window or recorded as a video."""
     flag, mode = ("--video", "rgb_array") if config.video else ("--render", "human")
     with tempfile.TemporaryDirectory() as folder:
 
         def make() -> gym.Env:
-            env = environments.make_env(env_id, None, env_kwargs, render_mode=mode)
+            env = environments.make_env(env_id, env_fn, env_kwargs, render_mode=mode)
             if config.video:  # one video of all episodes
                 env = RecordVideo(
                     env, f"{folder}/film", lambda i: i == 0, video_length=sys.maxsize, disable_logger=True
@@ -117,17 +127,25 @@ def main() -> None:
     try:
         config = tyro_cli(Config, sys.argv[1:])
         config.validate()
-        policy, env_id = load_policy(config.directory, best=config.best)
         saved = load_config(config.directory)
+        name = config.env_fn or saved.get("env_fn")
+        env_fn = environments.import_function(name, "--env-fn") if name and not config.export else None
+        policy, env_id = load_policy(config.directory, env_fn, config.best)
+        if config.export:
+            config.export.parent.mkdir(parents=True, exist_ok=True)
+            export_policy(policy, config.export)
+            print(json.dumps({"env": env_id, "export": str(config.export)}))
+            return
         kwargs = saved.get("env_kwargs", {})
         if config.policy_map:
             draw_policy_map(config.policy_map, config.directory, policy, env_id)
         if config.video or config.render:
-            score = watch(policy, env_id, kwargs, config)
+            score = watch(policy, env_id, env_fn, kwargs, config)
         else:
             # Of an environment that was trained alone there may be only one.
-            options = {"num_envs": 1 if saved["script"] == "step" else 20, "env_kwargs": kwargs}
-            score = evaluate(policy, env_id, config.episodes, config.seed, config.stochastic, **options)
+            num_envs = 1 if saved["script"] == "step" else 20
+            played = (config.episodes, config.seed, config.stochastic, env_fn, num_envs, kwargs)
+            score = evaluate(policy, env_id, *played)
     except UsageError as error:
         fail(error, 2)
     except KeyboardInterrupt as stop:

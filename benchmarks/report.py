@@ -1,22 +1,23 @@
-"""Write the tables of `docs/results.md` from `results/*.csv`, and draw its figure of returns.
+"""Write the tables of the documentation from `results/*.csv`, and draw its figure of returns.
 
     python -m benchmarks.report
 
-The text of `docs/results.md` is written by hand; what stands between `<!-- name -->` and `<!-- end -->` is replaced by
-the tables of that name.
+The text is written by hand; what stands between `<!-- name -->` and `<!-- end -->` is replaced by the tables of that
+name.
 """
 
 import contextlib
 import io
 import re
 from collections.abc import Callable
+from functools import partial
 
 import compare
 from benchmarks import resources, returns, scaling, speed
 from benchmarks.measuring import PROJECT
 from training.comparison import Results
 
-REPORT = PROJECT / "docs" / "results.md"
+PAGES = [PROJECT / name for name in ("docs/results.md", "README.md", "README.zh-CN.md")]
 
 
 def print_comparisons() -> None:
@@ -34,6 +35,10 @@ def print_comparisons() -> None:
 
 TABLES: dict[str, Callable[[], None]] = {
     "compare": print_comparisons,
+    "summary": partial(
+        returns.print_summary, "environment, timesteps | step update | epoch update | others: A2C | others: PPO"
+    ),
+    "summary_zh": partial(returns.print_summary, "环境与步数 | 步更新 | 批更新 | 他人的 A2C | 他人的 PPO"),
     "returns": returns.print_tables,
     "throughput": speed.print_throughput,
     "time_to_solve": speed.print_time_to_solve,
@@ -57,5 +62,6 @@ def with_tables(text: str) -> str:
 
 
 if __name__ == "__main__":
-    REPORT.write_text(with_tables(REPORT.read_text()))
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text()))
     returns.draw()

@@ -164,6 +164,28 @@ def print_tables() -> None:
         print_table(f"the {script} update with | flags | {heads}", rows)
 
 
+def print_summary(heads: str) -> None:
+    """The table of the READMEs: mean and worst seed of both scripts' defaults, beside what others publish."""
+    found, rows = all_scores(), []
+    for env, (timesteps, a2c, ppo) in ENVIRONMENTS.items():
+        both = [found.get(Experiment(script, env, timesteps)) for script in ("step", "epoch")]
+        if any(scores is not None for scores in both):
+            cells = ["-" if scores is None else summary(scores) for scores in both]
+            rows.append(" | ".join([f"{env}, {timesteps:,}", *cells, a2c, ppo]))
+    print_table(heads, rows)
+
+
+def summary(scores: np.ndarray) -> str:
+    """Mean, and in brackets the worst seed and, if they are not ten yet, the number of seeds."""
+    seeds = "" if len(scores) == 10 else f"; n={len(scores)}"
+    return f"{number(mean(scores))} ({number(scores[0])}{seeds})"
+
+
+def number(score: float) -> str:
+    """Rounded to as many digits as matter."""
+    return f"{score:.0f}" if abs(score) >= 200 else f"{score:.1f}"
+
+
 def interval(scores: np.ndarray) -> str:
     """Mean and 95 % interval (Student's t) of the scores of the seeds."""
     digits = 0 if abs(scores).max() >= 100 else 1

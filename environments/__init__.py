@@ -9,6 +9,7 @@ from environments.actions import ActionMap
 from environments.advice import advice
 from environments.errors import EnvironmentFault, UsageError, first_line
 from environments.making import EnvFn, make_env, make_maps, make_vector_env, reset_all
+from environments.modules import import_function
 from environments.observations import ObservationMap, observation_tensor, to_tensor
 from environments.pendulum import PENDULUM_V0
 from environments.shaping import Shaping, load_shaping, shaping_reward
@@ -23,6 +24,7 @@ __all__ = [
     "UsageError",
     "advice",
     "first_line",
+    "import_function",
     "load_shaping",
     "make_env",
     "make_maps",

@@ -163,7 +163,7 @@ def check_env_id(env_id: str) -> None:
         hint = f"did you mean {' or '.join(nearest)}?" if nearest else "see gymnasium.pprint_registry() for all ids"
         raise UsageError(
             f"--env {env_id} is not a registered environment; {hint} (module:Id-v0 imports a module of your own first;"
-            " a run with env_fn is evaluated and resumed from Python)"
+            " --env-fn module:function names a function that makes it)"
         )
 
 

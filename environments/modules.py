@@ -2,8 +2,10 @@
 
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from environments.errors import UsageError, first_line
 
@@ -21,3 +23,14 @@ def import_user_module(name: str, flag: str) -> ModuleType:
         if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in OURS:
             hint = f"; {error.name} is also a module of these scripts, which is found first: rename yours"
         raise UsageError(f"{flag}: module {name!r} cannot be imported: {first_line(error)}{hint}") from error
+
+
+def import_function(name: str, flag: str) -> Callable[..., Any]:
+    """The function that `module:function` names; raises a `UsageError` that names the flag if there is none."""
+    module, colon, function = name.partition(":")
+    if not module or not colon:
+        raise UsageError(f"{flag} {name} must be module:function")
+    found = getattr(import_user_module(module, f"{flag} {name}"), function, None)
+    if not callable(found):
+        raise UsageError(f"{flag} {name}: {module} has no function {function!r}")
+    return found

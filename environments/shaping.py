@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from environments.errors import UsageError
-from environments.modules import import_user_module
+from environments.modules import import_function
 
 Potential = Callable[[np.ndarray], np.ndarray]
 Shaping = Callable[..., np.ndarray]
@@ -52,12 +52,9 @@ def load_shaping(name: str | None, env_id: str, gamma: float) -> Shaping | None:
                 " give your own as module:function"
             )
         return functools.partial(shaping_reward, potential=BUILT_IN_POTENTIALS[env_id], gamma=gamma)
-    module, colon, function = name.partition(":")
-    if not module or not colon:
+    if ":" not in name:
         raise UsageError(f"--reward-shaping {name} must be built-in or module:function")
-    potential = getattr(import_user_module(module, f"--reward-shaping {name}"), function, None)
-    if not callable(potential):
-        raise UsageError(f"--reward-shaping {name}: {module} has no function {function!r}")
+    potential = import_function(name, "--reward-shaping")
     return functools.partial(shaping_reward, potential=potential, gamma=gamma)
 
 

@@ -1,4 +1,4 @@
-"""From Python: a user's own environment and callback, and the README's example as it stands there."""
+"""From Python: a user's own environment and callback, and the examples of the documentation as they stand there."""
 
 import os
 import re
@@ -12,9 +12,10 @@ from conftest import PROJECT
 
 import a2c_algorithm_epoch_update as epoch
 import a2c_algorithm_step_update as step
-from training import evaluate
+from training import evaluate, load_policy
 from training.checkpoint import load_checkpoint
 from training.cli import parse
+from training.export import export_policy
 
 SCRIPTS = pytest.mark.parametrize("script", [epoch, step], ids=["epoch", "step"])
 
@@ -95,9 +96,11 @@ def test_somebody_elses_alarm_is_left_alone(script, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_example_of_the_readme_runs(tmp_path):
-    examples = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize("page", ["README.md", "docs/environments.md"])
+def test_the_examples_of_a_page_run(page, tmp_path):
+    examples = re.findall(r"```python\n(.*?)```", (PROJECT / page).read_text(), re.DOTALL)
     assert examples
+    export_policy(load_policy(PROJECT / "policies" / "Pendulum-v0")[0], tmp_path / "policy.onnx")
     for example in examples:
         environment = os.environ | {"PYTHONPATH": str(PROJECT)}
         command = [sys.executable, "-W", "error", "-c", example]

@@ -1,4 +1,4 @@
-"""The README's questions, each answered by something that happens."""
+"""The questions of docs/questions.md, each answered by something that happens."""
 
 import numpy as np
 import pytest

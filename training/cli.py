@@ -166,7 +166,8 @@ def print_score(run: Run) -> None:
     try:
         # Seeds that training does not use.
         seed, kwargs = run.config.seed + 1_000_000, run.config.env_kwargs
-        score = evaluate(run.policy, run.config.env, 20, seed=seed, num_envs=num_envs, env_kwargs=kwargs)
+        options: dict[str, Any] = {"env_fn": run.env_fn, "num_envs": num_envs, "env_kwargs": kwargs}
+        score = evaluate(run.policy, run.config.env, 20, seed, **options)
         print(f"score: {score['mean_return']:.1f} +- {score['std_return']:.1f} over 20 episodes of the final policy")
     except KeyboardInterrupt:
         fail(KeyboardInterrupt(f"scoring was interrupted; the run in {run.directory} is complete"), 128 + signal.SIGINT)

@@ -8,27 +8,30 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from environments import UsageError
+from environments import EnvFn, UsageError, import_function
 from training.files import load_config
-from training.settings import ConfigType, config_from
+from training.settings import ConfigType, RunSettings, config_from
 
 Train = TypeVar("Train", bound=Callable[..., Any])
-CHANGEABLE = ("total_timesteps", "img_dir", "quiet")
+CHANGEABLE = ("total_timesteps", "env_fn", "img_dir", "quiet")
 """Settings that a resumed run may change."""
 
 
 def prepared(train: Train) -> Train:
-    """Let a function that trains have its settings from `prepare`, and run in one thread.
+    """Let a function that trains have its settings from `prepare` and the `env_fn` that they name; run in one thread.
 
     Small networks are slower in more threads, and the numbers would depend on how many there are.
     """
 
     @functools.wraps(train)
-    def wrapper(config: Any, *args: Any, **kwargs: Any) -> Any:
+    def wrapper(config: Any, env_fn: EnvFn | None = None, *args: Any, **kwargs: Any) -> Any:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            return train(prepare(config), *args, **kwargs)
+            config = prepare(config)
+            if env_fn is None and config.env_fn:
+                env_fn = import_function(config.env_fn, "--env-fn")
+            return train(config, env_fn, *args, **kwargs)
         finally:
             torch.set_num_threads(threads)
 
@@ -48,6 +51,8 @@ def prepare(config: ConfigType) -> ConfigType:
             config.check(name, same, "cannot be changed when a run is resumed; remove it")
         changed = {name: getattr(config, name) for name in config.given & {*CHANGEABLE, "resume"}}
         config = dataclasses.replace(saved, **changed)
+    elif config.env_fn and config.env == RunSettings.env:  # the default, which is not the environment that is made
+        config = dataclasses.replace(config, env=config.env_fn)
     config.validate()
     return config
 

@@ -29,6 +29,8 @@ class RunSettings(NetworkSettings):
     """Environment: a Gymnasium id; module:Id-v0 first imports the module, which registers it."""
     env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Arguments for the environment, as a JSON object: '{"gravity": 5}'."""
+    env_fn: str | None = None
+    """Function that makes the environment from --env-kwargs, as module:function; --env is only its name."""
     seed: int = 0
     """Seed of networks, actions and environments: the same seed gives the same results."""
     total_timesteps: int = 100_000
@@ -36,7 +38,8 @@ class RunSettings(NetworkSettings):
     run_dir: Path | None = None
     """Directory of the run, which must not hold one yet. None: runs/<env>_<epoch|step>_seed<seed>_<time>."""
     resume: Path | None = None
-    """Continue the run in this directory with its settings; only --total-timesteps, --img-dir, --quiet can change."""
+    """Continue the run in this directory with its settings; only --total-timesteps, --env-fn, --img-dir, --quiet can
+    change."""
     reward_shaping: str | None = None
     """Potential-based reward shaping: built-in (MountainCar; the flag alone means that), or module:function, which maps
     observations (N, D) to potentials (N,)."""
