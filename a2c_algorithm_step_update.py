@@ -43,6 +43,9 @@ class Config(RunSettings):
     """Anneal the learning rates linearly to 0 over the run. Turn off if you want to extend the run with --resume."""
     ent_coef: float = 0.0
     """Coefficient of the entropy bonus, weighted by the absolute TD error. Raise it if exploration stops too early."""
+    repeat_noise: float = 0.0
+    """Probability of reusing the previous step's sampling noise, annealed quadratically to 0. Raise it to 0.9 if
+    exploring takes many similar actions in a row."""
     scale_by_std: bool = True
     """Continuous actions: multiply the actor's learning rate by the standard deviation of the policy, if below 1."""
     obs_norm: bool = True
@@ -59,7 +62,7 @@ class Config(RunSettings):
         super().validate()
         for name in ("actor_lr", "critic_lr"):
             self.check(name, getattr(self, name) > 0, "must be greater than 0")
-        for name in ("gamma", "trace_lambda"):
+        for name in ("gamma", "trace_lambda", "repeat_noise"):
             self.check(name, 0 <= getattr(self, name) <= 1, "must be between 0 and 1")
         self.check("ent_coef", self.ent_coef >= 0, "must not be negative")
         if self.textbook:
@@ -91,6 +94,7 @@ class Loop:
     state: Any = None  # s, normalized, (D,)
     action: Any = None  # a, as sampled in s, before `ActionMap` scales and clips it, (A,)
     env_action: Any = None  # a, as the environment takes it
+    noise: Any = None  # from which it was sampled, see `Actor.noise`
     done: bool = True  # whether the next step must reset the environment
     episode_return: float = 0.0  # sum of the environment's own rewards in this episode
     length: int = 0  # steps of this episode
@@ -128,8 +132,8 @@ def train(config: Config, env_fn: EnvFn | None = None, callback: Callback | None
                 loop.observation, _ = env.reset(seed=seed)
                 run.check_finite({"an observation": loop.observation})
                 loop.state = learner.observe(observation_tensor(loop.observation, config.device))
-                noise = learner.actor.network.noise(generator=run.generator)
-                loop.action, loop.env_action = learner.act(loop.state, noise)
+                loop.noise = learner.actor.network.noise(generator=run.generator)
+                loop.action, loop.env_action = learner.act(loop.state, loop.noise)
                 loop.episode_return, loop.length, seed = 0.0, 0, None
             lr_scale = 1.0 - run.progress if config.anneal_lr else 1.0
             next_observation, reward, terminated, truncated, _ = env.step(loop.env_action.cpu().numpy()[()])
@@ -142,9 +146,11 @@ def train(config: Config, env_fn: EnvFn | None = None, callback: Callback | None
                 reward = float(reward) + shaping(loop.observation, next_observation, terminated).item()
             outcome = Outcome(reward=reward, terminated=terminated, truncated=truncated, lr_scale=lr_scale)
             inputs = observation_tensor(next_observation, config.device), to_tensor([*outcome], config.device)
-            noise = learner.actor.network.noise(generator=run.generator)
+            probability = config.repeat_noise * (1.0 - run.progress) ** 2
+            if not probability or torch.rand((), generator=run.generator, device=config.device) >= probability:
+                loop.noise = learner.actor.network.noise(generator=run.generator)
             loop.state, loop.action, loop.env_action, statistics = learner.learn_and_act(
-                loop.state, loop.action, *inputs, noise
+                loop.state, loop.action, *inputs, loop.noise
             )
             loop.observation = next_observation
             loop.log.append(statistics.tolist())

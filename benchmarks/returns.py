@@ -84,6 +84,8 @@ VARIANTS = {
     },
 }
 """Ablations: flags that remove, add or change one part."""
+SETTINGS = {"defaults": "", "gamma 0.9999": "--gamma 0.9999", "repeated noise": "--repeat-noise 0.9"}
+"""The defaults, and what some environments need beside them."""
 INGREDIENTS = ["Pendulum-v0", "MountainCar-v0"]
 """The environments that they are measured on."""
 
@@ -97,12 +99,13 @@ class Experiment(NamedTuple):
     @property
     def flags(self) -> str:
         """The flags of its variant."""
-        return {"defaults": "", "gamma 0.9999": "--gamma 0.9999", **VARIANTS[self.script]}[self.variant]
+        return {**SETTINGS, **VARIANTS[self.script]}[self.variant]
 
 
 EXPERIMENTS = [
     *(Experiment(script, env, e.timesteps) for env, e in ENVIRONMENTS.items() for script in VARIANTS),
     *(Experiment(script, "Swimmer-v4", 1_000_000, "gamma 0.9999") for script in VARIANTS),
+    Experiment("step", "MountainCarContinuous-v0", 100_000, "repeated noise"),
     *(
         Experiment(script, env, ENVIRONMENTS[env].timesteps, variant)
         for script, variants in VARIANTS.items()
@@ -145,7 +148,7 @@ def print_tables() -> None:
         return
     rows = []
     for e in EXPERIMENTS:
-        if e in found and e.variant in ("defaults", "gamma 0.9999"):
+        if e in found and e.variant in SETTINGS:
             name = f"{e.env}, {e.timesteps:,}" + ("" if e.variant == "defaults" else f", {e.variant}")
             others = f"{ENVIRONMENTS[e.env].a2c} | {ENVIRONMENTS[e.env].ppo}"
             rows.append(f"{name} | {e.script} | {interval(found[e])} | {listed(found[e])} | {others}")

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import itertools
 import json
 import weakref
 
@@ -173,3 +174,20 @@ def test_nothing_of_a_transition_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(step.A2C, "learn_and_act", watched_update)
     step.train(config)
     assert len(given) == 450
+
+
+def test_noise_is_repeated_less_and_less(tmp_path, monkeypatch):
+    seen = []
+    learn_and_act = step.A2C.learn_and_act
+
+    def watch(self, state, action, observation, outcome, noise):
+        seen.append(noise.clone())
+        return learn_and_act(self, state, action, observation, outcome, noise)
+
+    monkeypatch.setattr(step.A2C, "learn_and_act", watch)
+    settings = {"total_timesteps": 2_000, "run_dir": tmp_path / "run", "img_dir": tmp_path, "quiet": True}
+    step.train(step.Config(env="Pendulum-v0", compile=False, repeat_noise=0.95, **settings))
+    same = np.array([torch.equal(a, b) for a, b in itertools.pairwise(seen)])
+    for part, progress in zip(np.array_split(same, 4), (0.125, 0.375, 0.625, 0.875), strict=True):
+        assert part.mean() == pytest.approx(0.95 * (1 - progress) ** 2, abs=0.07)
+    assert torch.stack(seen).std() == pytest.approx(1.0, abs=0.15)
