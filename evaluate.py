@@ -89,7 +89,8 @@ def watch(
         try:
             score = evaluate(policy, env_id, config.episodes, config.seed, config.stochastic, make, num_envs=1)
         except Exception as error:  # no screen, no OpenGL, no encoder: each library has errors of its own
-            raise UsageError(f"{flag} failed: {type(error).__name__}: {first_line(error)}") from error
+            hint = "; without a screen, MuJoCo needs MUJOCO_GL=egl or osmesa" if "OpenGL" in str(error) else ""
+            raise UsageError(f"{flag} failed: {type(error).__name__}: {first_line(error)}{hint}") from error
         if config.video:
             (film,) = Path(folder).glob("film/*.mp4")
             config.video.parent.mkdir(parents=True, exist_ok=True)

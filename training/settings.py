@@ -28,7 +28,7 @@ class RunSettings(NetworkSettings):
     env: str = "Pendulum-v0"
     """Environment: a Gymnasium id; module:Id-v0 first imports the module, which registers it."""
     env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Arguments for the environment, as a JSON object: '{"gravity": 5}'."""
+    """Arguments for the environment, as a JSON object: '{"g": 5}' for Pendulum-v0."""
     env_fn: str | None = None
     """Function that makes the environment from --env-kwargs, as module:function; --env is only its name."""
     seed: int = 0
@@ -140,7 +140,7 @@ def type_name(kind: Any) -> str:
     if typing.get_origin(kind) is tuple:
         return "integers"
     if typing.get_origin(kind) is dict:
-        return """a JSON object, as '{"gravity": 5}'"""
+        return """a JSON object, as '{"g": 5}'"""
     if typing.get_origin(kind) is Literal:
         return " or ".join(typing.get_args(kind))
     names = {int: "an integer", float: "a number", bool: "True or False", str: "a string", Path: "a path"}
