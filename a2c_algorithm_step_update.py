@@ -43,9 +43,9 @@ class Config(RunSettings):
     """Anneal the learning rates linearly to 0 over the run. Turn off if you want to extend the run with --resume."""
     ent_coef: float = 0.0
     """Coefficient of the entropy bonus, weighted by the absolute TD error. Raise it if exploration stops too early."""
-    repeat_noise: float = 0.0
-    """Probability of reusing the previous step's sampling noise, annealed quadratically to 0. Raise it to 0.9 if
-    exploring takes many similar actions in a row."""
+    repeat_noise: float = 0.9
+    """Probability of reusing the previous step's sampling noise, since exploring often takes many similar actions in a
+    row. It falls to 0 with the fourth power of the time left. 0 samples all actions independently."""
     scale_by_std: bool = True
     """Continuous actions: multiply the actor's learning rate by the standard deviation of the policy, if below 1."""
     obs_norm: bool = True
@@ -74,6 +74,7 @@ class Config(RunSettings):
 TEXTBOOK: dict[str, Any] = {
     "trace_lambda": 0.0,
     "anneal_lr": False,
+    "repeat_noise": 0.0,
     "scale_by_std": False,
     "layer_norm": False,
     "obs_norm": False,
@@ -146,7 +147,7 @@ def train(config: Config, env_fn: EnvFn | None = None, callback: Callback | None
                 reward = float(reward) + shaping(loop.observation, next_observation, terminated).item()
             outcome = Outcome(reward=reward, terminated=terminated, truncated=truncated, lr_scale=lr_scale)
             inputs = observation_tensor(next_observation, config.device), to_tensor([*outcome], config.device)
-            probability = config.repeat_noise * (1.0 - run.progress) ** 2
+            probability = config.repeat_noise * (1.0 - run.progress) ** 4
             if not probability or torch.rand((), generator=run.generator, device=config.device) >= probability:
                 loop.noise = learner.actor.network.noise(generator=run.generator)
             loop.state, loop.action, loop.env_action, statistics = learner.learn_and_act(

@@ -161,7 +161,7 @@ def test_a_timestep_is_observe_scale_update_and_act_in_this_order():
 @pytest.mark.slow
 def test_nothing_of_a_transition_is_kept(tmp_path, monkeypatch):
     """Every tensor that an update is given is gone two steps later: s' is the next s, and no longer."""
-    config = step.Config(total_timesteps=450, run_dir=tmp_path / "run", img_dir=tmp_path)
+    config = step.Config(total_timesteps=450, run_dir=tmp_path / "run", img_dir=tmp_path, repeat_noise=0.0)
     given, update = [], step.A2C.learn_and_act
 
     def watched_update(self, *args):
@@ -189,5 +189,5 @@ def test_noise_is_repeated_less_and_less(tmp_path, monkeypatch):
     step.train(step.Config(env="Pendulum-v0", compile=False, repeat_noise=0.95, **settings))
     same = np.array([torch.equal(a, b) for a, b in itertools.pairwise(seen)])
     for part, progress in zip(np.array_split(same, 4), (0.125, 0.375, 0.625, 0.875), strict=True):
-        assert part.mean() == pytest.approx(0.95 * (1 - progress) ** 2, abs=0.07)
+        assert part.mean() == pytest.approx(0.95 * (1 - progress) ** 4, abs=0.07)
     assert torch.stack(seen).std() == pytest.approx(1.0, abs=0.15)
