@@ -93,20 +93,22 @@ class WorkerError(RuntimeError):
 
 
 class ProcessVectorEnv(AsyncVectorEnv):
-    """N environments in N processes. It pays where a step takes milliseconds.
+    """N environments in N forked processes. It helps where a step takes milliseconds.
 
     Args:
         env_fns: make the environments.
         name: of the environment, for messages.
 
     Raises:
-        UsageError: the environments differ in their spaces.
+        UsageError: the environments cannot be made, or differ in their spaces; or processes cannot be forked.
         EnvironmentFault, WorkerError: from `reset` and `step`: a worker failed, died, or took longer than `TIMEOUT`.
     """
 
     def __init__(self, env_fns: Sequence[Callable[[], gym.Env]], name: str) -> None:
         self.name, self.broken, parent = name, False, os.getpid()
-        errors: Any = multiprocessing.SimpleQueue()
+        if "fork" not in multiprocessing.get_all_start_methods():
+            raise UsageError("--vector-backend async needs an operating system that can fork processes; use sync")
+        errors: Any = multiprocessing.get_context("fork").SimpleQueue()
 
         def make(index: int) -> gym.Env:
             if os.getpid() == parent:  # AsyncVectorEnv makes an environment here, to see its spaces
@@ -124,7 +126,7 @@ class ProcessVectorEnv(AsyncVectorEnv):
 
         try:
             makers = [functools.partial(make, index) for index in range(len(env_fns))]
-            super().__init__(makers, autoreset_mode=AutoresetMode.DISABLED)
+            super().__init__(makers, context="fork", autoreset_mode=AutoresetMode.DISABLED)
         except (RuntimeError, EOFError, OSError) as error:
             self.close(terminate=True)
             why = first_line(error) if errors.empty() else errors.get()
