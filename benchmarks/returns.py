@@ -214,8 +214,11 @@ def draw() -> None:
         curves.setdefault(key(row), []).append((int(row["timestep"]), float(row["return"])))
     if not curves:
         return
-    figure = Figure(figsize=(12, 16), layout="constrained")
-    for axes, (env, (timesteps, *_)) in zip(figure.subplots(6, 3).flat, ENVIRONMENTS.items(), strict=False):
+    measured = [env for env in ENVIRONMENTS if any(experiment.env == env for experiment, _ in curves)]
+    rows = -(-len(measured) // 3)
+    figure = Figure(figsize=(12, 2.6 * rows + 0.6), layout="constrained")
+    for axes, env in zip(figure.subplots(rows, 3, squeeze=False).flat, measured, strict=False):
+        timesteps = ENVIRONMENTS[env].timesteps
         for script, color, dashes in (("epoch", "#D55E00", "-"), ("step", "#0072B2", "--")):
             chosen = [c for (e, _), c in curves.items() if e == Experiment(script, env, timesteps)]
             for curve in chosen:
@@ -228,7 +231,7 @@ def draw() -> None:
         axes.grid(alpha=0.3)
     figure.suptitle(f"A2C, all seeds: return, mean of {WINDOW} training episodes, against timesteps")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    for axes in figure.axes[len(ENVIRONMENTS) :]:
+    for axes in figure.axes[len(measured) :]:
         axes.remove()
     FIGURE.parent.mkdir(exist_ok=True)
     figure.savefig(FIGURE, dpi=80)
