@@ -26,7 +26,7 @@ from training import Policy, evaluate, load_policy
 from training.cli import fail, tyro_cli
 from training.export import SUFFIXES, export_policy
 from training.files import check_writable, load_config
-from training.policy import load_critic
+from training.policy import EVALUATION_ENVS, load_critic
 from utils import plot_maps
 
 
@@ -143,10 +143,8 @@ def main() -> None:
         if config.video or config.render:
             score = watch(policy, env_id, env_fn, kwargs, config)
         else:
-            # Of an environment that was trained alone there may be only one.
-            num_envs = 1 if saved["script"] == "step" else 20
-            played = (config.episodes, config.seed, config.stochastic, env_fn, num_envs, kwargs)
-            score = evaluate(policy, env_id, *played)
+            options: dict[str, Any] = {"num_envs": EVALUATION_ENVS[saved["script"]], "env_kwargs": kwargs}
+            score = evaluate(policy, env_id, config.episodes, config.seed, config.stochastic, env_fn, **options)
     except UsageError as error:
         fail(error, 2)
     except KeyboardInterrupt as stop:

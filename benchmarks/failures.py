@@ -15,8 +15,8 @@ import tyro
 from benchmarks.measuring import PROJECT, Config, Measurements, measure_and_show, python, training
 from training.experiments import read_csv
 
-COLUMNS = ("return", "entropy", "explained_variance")
-RESULTS = Measurements("failures", "run", "timestep", *COLUMNS)
+METRICS = ("entropy", "explained_variance")
+RESULTS = Measurements("failures", "run", "timestep", "return", *METRICS)
 FIGURE = PROJECT / "img" / "failures.png"
 RUNS = {
     "It learns": "--env Pendulum-v0 --total-timesteps 100000",
@@ -33,7 +33,7 @@ def measure() -> None:
             continue
         with tempfile.TemporaryDirectory() as folder:
             python(*training("epoch", folder, *flags.split(), "--quiet"))
-            updates = read_csv(Path(folder, "run", "updates.csv"), ["timestep", *COLUMNS[1:]])
+            updates = read_csv(Path(folder, "run", "updates.csv"), ["timestep", *METRICS])
             episodes = read_csv(Path(folder, "run", "episodes.csv"), ["timestep", "return"])
         rows, before = [], 0
         for update in updates:
@@ -41,7 +41,7 @@ def measure() -> None:
             returns = [float(row["return"]) for row in episodes if before < int(row["timestep"]) <= now]
             before = now
             mean = f"{sum(returns) / len(returns):.2f}" if returns else "nan"
-            rows.append({"run": run, "return": mean} | {name: update[name] for name in ("timestep", *COLUMNS[1:])})
+            rows.append({"run": run, "return": mean} | {name: update[name] for name in ("timestep", *METRICS)})
         RESULTS.add(*rows)
 
 
@@ -50,11 +50,12 @@ def draw() -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 6.5), layout="constrained")
-    panels = figure.subplots(len(COLUMNS), len(RUNS), sharex="col")
+    names = ("return", *METRICS)
+    panels = figure.subplots(len(names), len(RUNS), sharex="col")
     for (run, flags), column in zip(RUNS.items(), panels.T, strict=True):
         rows = RESULTS.rows(run=run)
         column[0].set_title(f"{run}\n{flags.replace('--env ', '').replace('--total-timesteps', 'for')}", fontsize=9)
-        for axes, name in zip(column, COLUMNS, strict=True):
+        for axes, name in zip(column, names, strict=True):
             known = [(int(row["timestep"]), float(row[name])) for row in rows if row[name] != "nan"]
             axes.plot(*zip(*known, strict=True), color="#D55E00")
             axes.grid(alpha=0.3)
@@ -62,7 +63,7 @@ def draw() -> None:
                 axes.set_ylim(-1.05, 1.05)
         column[-1].set_xlabel("timestep")
         column[-1].xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
-    for axes, name in zip(panels[:, 0], COLUMNS, strict=True):
+    for axes, name in zip(panels[:, 0], names, strict=True):
         axes.set_ylabel(name.replace("_", " "))
     FIGURE.parent.mkdir(exist_ok=True)
     figure.savefig(FIGURE, dpi=80)

@@ -20,15 +20,15 @@ from PIL import Image, ImageDraw
 import environments
 from benchmarks.measuring import PROJECT
 from training import load_policy
-from training.checkpoint import load_checkpoint, save_checkpoint
-from training.files import CONFIG, load_config
+from training.checkpoint import save_checkpoint
+from training.files import CHECKPOINT, CONFIG, load_config
+from training.policy import policy_state
 
 POLICIES = PROJECT / "policies"
 FIGURE = PROJECT / "img" / "policies.gif"
 SIZE, TITLE = 180, 16
 """Pixels of a panel, and the height of its title."""
 FRAMES, FRAMES_PER_SECOND = 90, 20
-PARTS = ("actor", "obs_normalizer", "spaces")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +39,13 @@ class Config:
 
 def add(run: Path) -> None:
     """Copy the policy of a run into `policies/<env>`."""
-    saved, state = load_config(run), load_checkpoint(run)
+    saved, (policy, _) = load_config(run), load_policy(run)
     directory = POLICIES / saved["env"]
     directory.mkdir(parents=True, exist_ok=True)
     saved |= {"run_dir": None, "img_dir": "img"}  # paths of the machine that trained it
     (directory / CONFIG).write_text(json.dumps(saved, indent=2) + "\n")
-    (directory / "checkpoint.pt").unlink(missing_ok=True)
-    save_checkpoint(directory, {name: state[name] for name in PARTS})
+    (directory / CHECKPOINT).unlink(missing_ok=True)
+    save_checkpoint(directory, policy_state(policy))
 
 
 def panel(directory: Path) -> list[Image.Image]:

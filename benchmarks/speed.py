@@ -35,6 +35,7 @@ from typing import Any
 import gymnasium as gym
 import tyro
 
+from benchmarks import peers
 from benchmarks.measuring import Config, Measurements, measure_and_show, print_table, python, rate, training
 
 # PyTorch and the libraries are imported where they are used: some of what is timed from start to end needs none.
@@ -46,106 +47,6 @@ ENV = "Pendulum-v0"
 def epoch_update(num_envs: int, steps: int, timesteps: int, critic_updates: int = 1) -> float:
     size = ("--num-envs", num_envs, "--sample-size", num_envs * steps, "--critic-updates", critic_updates)
     return rate("epoch", "--env", ENV, "--total-timesteps", timesteps, *size)
-
-
-def stable_baselines3(num_envs: int, steps: int, timesteps: int) -> float:
-    from stable_baselines3 import A2C
-    from stable_baselines3.common.env_util import make_vec_env
-
-    model = A2C("MlpPolicy", make_vec_env(ENV, num_envs), n_steps=steps, device="cpu")
-    model.learn(max(4 * num_envs * steps, timesteps // 4))
-    start = time.perf_counter()
-    model.learn(timesteps)
-    return timesteps / (time.perf_counter() - start)
-
-
-def tianshou(num_envs: int, steps: int, timesteps: int) -> float:
-    import torch
-    from tianshou.algorithm import A2C
-    from tianshou.algorithm.modelfree.reinforce import ProbabilisticActorPolicy
-    from tianshou.algorithm.optim import RMSpropOptimizerFactory
-    from tianshou.data import Collector, VectorReplayBuffer
-    from tianshou.env import DummyVectorEnv
-    from tianshou.trainer import OnPolicyTrainerParams
-    from tianshou.utils.net.common import Net
-    from tianshou.utils.net.continuous import ContinuousActorProbabilistic, ContinuousCritic
-    from torch.distributions import Independent, Normal
-
-    env: Any = gym.make(ENV)
-    envs = DummyVectorEnv([lambda: gym.make(ENV) for _ in range(num_envs)])
-
-    def net() -> Net:
-        return Net(state_shape=env.observation_space.shape, hidden_sizes=[64, 64], activation=torch.nn.Tanh)
-
-    policy = ProbabilisticActorPolicy(
-        actor=ContinuousActorProbabilistic(preprocess_net=net(), action_shape=env.action_space.shape, unbounded=True),
-        dist_fn=lambda mean_and_std: Independent(Normal(*mean_and_std), 1),
-        action_space=env.action_space,
-    )
-    critic = ContinuousCritic(preprocess_net=net())
-    algorithm = A2C(policy=policy, critic=critic, optim=RMSpropOptimizerFactory(lr=7e-4), max_grad_norm=0.5)
-    collector: Any = Collector(algorithm, envs, VectorReplayBuffer(num_envs * steps, num_envs))
-
-    def learn(timesteps: int) -> None:
-        params = OnPolicyTrainerParams(
-            training_collector=collector,
-            max_epochs=1,
-            epoch_num_steps=timesteps,
-            collection_step_num_env_steps=num_envs * steps,
-            batch_size=None,
-            update_step_num_repetitions=1,
-            verbose=False,
-            show_progress=False,
-        )
-        algorithm.run_training(params)
-
-    learn(max(4 * num_envs * steps, timesteps // 4))
-    start = time.perf_counter()
-    learn(timesteps)
-    return timesteps / (time.perf_counter() - start)
-
-
-def torchrl(num_envs: int, steps: int, timesteps: int) -> float:
-    import torch
-    from tensordict.nn import TensorDictModule
-    from tensordict.nn.distributions import NormalParamExtractor
-    from torchrl.collectors import Collector
-    from torchrl.envs import GymEnv, SerialEnv
-    from torchrl.modules import MLP, IndependentNormal, ProbabilisticActor, ValueOperator
-    from torchrl.objectives import A2CLoss
-    from torchrl.objectives.value import GAE
-
-    def make() -> GymEnv:
-        return GymEnv(ENV)
-
-    env = SerialEnv(num_envs, make) if num_envs > 1 else make()
-    sizes = {"num_cells": [64, 64], "activation_class": torch.nn.Tanh}
-    net = torch.nn.Sequential(MLP(in_features=3, out_features=2, **sizes), NormalParamExtractor())
-    actor = ProbabilisticActor(
-        TensorDictModule(net, in_keys=["observation"], out_keys=["loc", "scale"]),
-        in_keys=["loc", "scale"],
-        distribution_class=IndependentNormal,
-        return_log_prob=True,
-    )
-    critic = ValueOperator(MLP(in_features=3, out_features=1, **sizes), in_keys=["observation"])
-    advantage = GAE(gamma=0.99, lmbda=0.95, value_network=critic)
-    loss = A2CLoss(actor, critic)
-    optimizer = torch.optim.RMSprop(loss.parameters(), lr=7e-4)
-    warm_up = max(4 * num_envs * steps, timesteps // 4)
-    collector = Collector(env, actor, frames_per_batch=num_envs * steps, total_frames=warm_up + timesteps)
-    done, start = 0, time.perf_counter()
-    for batch in collector:
-        with torch.no_grad():
-            advantage(batch)
-        losses = loss(batch)
-        optimizer.zero_grad()
-        (losses["loss_objective"] + losses["loss_entropy"] + losses["loss_critic"]).backward()
-        torch.nn.utils.clip_grad_norm_(loss.parameters(), 0.5)
-        optimizer.step()
-        if done < warm_up <= done + batch.numel():
-            start, first = time.perf_counter(), done + batch.numel()
-        done += batch.numel()
-    return (done - first) / (time.perf_counter() - start)
 
 
 def alone(envs: gym.vector.VectorEnv, timesteps: int) -> float:
@@ -162,9 +63,9 @@ LIBRARIES: dict[str, Callable[[int, int, int], float]] = {
     "step update": lambda _1, _2, timesteps: rate("step", "--env", ENV, "--total-timesteps", timesteps),
     "epoch update": epoch_update,
     "epoch update, ten critic steps": partial(epoch_update, critic_updates=10),
-    "Stable-Baselines3": stable_baselines3,
-    "Tianshou": tianshou,
-    "TorchRL": torchrl,
+    "Stable-Baselines3": partial(peers.stable_baselines3, ENV),
+    "Tianshou": partial(peers.tianshou, ENV),
+    "TorchRL": partial(peers.torchrl, ENV),
     "SyncVectorEnv alone": lambda n, _, t: alone(gym.vector.SyncVectorEnv([lambda: gym.make(ENV)] * n), t),
     "vectorized Pendulum-v0 alone": lambda n, _, t: alone(gym.make_vec(ENV, n, "vector_entry_point"), t),
 }
@@ -249,47 +150,17 @@ def solve(script: str, seed: int) -> None:
         module.train(module.Config(**settings))
 
 
-def solve_with_stable_baselines3(algorithm: str, seed: int) -> None:
-    """Settings of rl-baselines3-zoo, hyperparams/a2c.yml and ppo.yml, Pendulum-v1."""
-    import stable_baselines3
-    from stable_baselines3.common.callbacks import BaseCallback
-    from stable_baselines3.common.env_util import make_vec_env
-    from stable_baselines3.common.evaluation import evaluate_policy
-    from stable_baselines3.common.vec_env import VecNormalize
-
-    import environments  # registers Pendulum-v0
-
-    a2c = algorithm == "A2C"
-    env: Any = make_vec_env(environments.PENDULUM_V0, 8 if a2c else 4, seed=seed)
-    evaluation_env: Any = make_vec_env(environments.PENDULUM_V0, 10, seed=1_000 + seed)
-    settings: dict[str, Any] = {"gamma": 0.9, "use_sde": True, "seed": seed, "device": "cpu"}
-    if a2c:
-        env = VecNormalize(env, gamma=0.9)
-        evaluation_env = VecNormalize(evaluation_env, training=False, norm_reward=False, gamma=0.9)
-        settings |= {"n_steps": 8, "gae_lambda": 0.9, "vf_coef": 0.4, "learning_rate": lambda left: 7e-4 * left}
-        settings |= {"policy_kwargs": {"log_std_init": -2, "ortho_init": False}}
-    else:
-        settings |= {"n_steps": 1024, "gae_lambda": 0.95, "learning_rate": 1e-3, "sde_sample_freq": 4}
-
-    class Evaluate(BaseCallback):
-        def _on_step(self) -> bool:
-            if self.num_timesteps % INTERVAL >= env.num_envs:
-                return True
-            if a2c:
-                evaluation_env.obs_rms = env.obs_rms
-            score: Any = evaluate_policy(self.model, evaluation_env, EPISODES, warn=False)[0]
-            return not solved(score, self.num_timesteps)
-
-    model = getattr(stable_baselines3, algorithm)("MlpPolicy", env, **settings)
-    model.learn(1_000_000 if a2c else 100_000, callback=Evaluate())
+def solve_with_a_peer(algorithm: str, seed: int) -> None:
+    """Stable-Baselines3's algorithm of this name."""
+    peers.solve_with_stable_baselines3(algorithm, seed, EPISODES, INTERVAL, solved)
 
 
 LEARNERS: dict[str, Callable[[int], None]] = {
     "epoch update": partial(solve, "epoch"),  # compiles nothing in so short a time, so it has no cold cache
     "step update": partial(solve, "step"),
     "step update, cold cache": partial(solve, "step"),
-    "Stable-Baselines3 PPO, tuned": partial(solve_with_stable_baselines3, "PPO"),
-    "Stable-Baselines3 A2C, tuned": partial(solve_with_stable_baselines3, "A2C"),
+    "Stable-Baselines3 PPO, tuned": partial(solve_with_a_peer, "PPO"),
+    "Stable-Baselines3 A2C, tuned": partial(solve_with_a_peer, "A2C"),
 }
 
 
@@ -334,16 +205,6 @@ def mujoco_epoch_update(*flags: str) -> None:
         python(*training("epoch", folder, "--env", MUJOCO_ENV, "--quiet", *size, "--critic-updates", 1, *flags))
 
 
-def mujoco_stable_baselines3() -> None:
-    import torch
-    from stable_baselines3 import A2C
-    from stable_baselines3.common.env_util import make_vec_env
-    from stable_baselines3.common.vec_env import VecNormalize
-
-    torch.set_num_threads(1)
-    A2C("MlpPolicy", VecNormalize(make_vec_env(MUJOCO_ENV, NUM_ENVS)), n_steps=STEPS, device="cpu").learn(TIMESTEPS)
-
-
 def mujoco_gymnasium_alone() -> None:
     """The environments by themselves, with random actions."""
     envs = gym.vector.SyncVectorEnv([lambda: gym.make(MUJOCO_ENV)] * NUM_ENVS)
@@ -368,7 +229,7 @@ def mujoco_alone() -> None:
 MUJOCO_CASES: dict[str, Callable[[], None]] = {
     "epoch update": mujoco_epoch_update,
     "epoch update, EnvPool": partial(mujoco_epoch_update, "--vector-backend", "envpool"),
-    "Stable-Baselines3": mujoco_stable_baselines3,
+    "Stable-Baselines3": partial(peers.train_stable_baselines3, MUJOCO_ENV, NUM_ENVS, STEPS, TIMESTEPS),
     "SyncVectorEnv alone": mujoco_gymnasium_alone,
     "MuJoCo alone": mujoco_alone,
 }

@@ -24,7 +24,7 @@ import tyro
 from environments import UsageError, first_line
 from networks import NetworkSettings
 from training.errors import TrainingError
-from training.policy import evaluate
+from training.policy import EVALUATION_ENVS, evaluate
 from training.ranks import RankError
 from training.report import still_rising
 from training.resuming import saved_settings
@@ -162,7 +162,7 @@ def main(config_class: type[ConfigType], train: Callable[[ConfigType], Run]) -> 
 def print_score(run: Run) -> None:
     """Evaluate the final policy of a run and print its score, or in one line why that failed: the run is complete."""
     print("scoring the final policy over 20 episodes", flush=True)
-    num_envs = 1 if run.config.script == "step" else 20  # of an environment that is trained alone there may be only one
+    num_envs = EVALUATION_ENVS[run.config.script]
     try:
         # Seeds that training does not use.
         seed, kwargs = run.config.seed + 1_000_000, run.config.env_kwargs

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from environments import EnvFn, EnvironmentFault, UsageError, first_line
 from training.checkpoint import save_state
 from training.files import BEST, EVALUATIONS
-from training.policy import evaluate, policy_state
+from training.policy import EVALUATION_ENVS, evaluate, policy_state
 
 if TYPE_CHECKING:
     from training.run import Run
@@ -46,8 +46,7 @@ class Evaluations:
         if not self.interval or run.timestep < min(self.due_at, config.total_timesteps):
             return {}
         self.due_at = (run.timestep // self.interval + 1) * self.interval
-        # Of an environment that is trained alone there may be only one.
-        options: dict[str, Any] = {"num_envs": 1 if config.script == "step" else 20, "env_kwargs": config.env_kwargs}
+        options: dict[str, Any] = {"num_envs": EVALUATION_ENVS[config.script], "env_kwargs": config.env_kwargs}
         options["before_step"] = run.interrupts.set_timer  # as in training, a signal waits as long as steps return
         try:
             seed = config.seed + SEED

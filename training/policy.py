@@ -24,6 +24,8 @@ from utils import ObservationNormalizer
 REMOVED = {"activation": "leaky_relu", "state_std": False}
 """Settings of networks that older versions had, and the values of them that the networks of this one have."""
 
+EVALUATION_ENVS = {"epoch": 20, "step": 1}
+"""Environments of an evaluation, by script: of one that the step update trains alone there may be only one."""
 MAX_EPISODE_STEPS = 10_000
 """Steps after which an episode of an evaluation is cut, unless the environment was registered with a higher limit."""
 
@@ -75,10 +77,13 @@ class Policy:
 def policy_state(policy: Policy) -> dict[str, Any]:
     """What `load_policy` needs of a checkpoint, as tensors and plain data; a copy."""
     parts = {"actor": policy.actor, "obs_normalizer": policy.normalizer}
-    return {
-        **{name: {key: value.clone() for key, value in part.state_dict().items()} for name, part in parts.items()},
-        "spaces": [to_data(policy.observation_map.space), to_data(policy.action_map.space)],
-    }
+    copies = {name: {key: v.clone() for key, v in part.state_dict().items()} for name, part in parts.items()}
+    return copies | {"spaces": spaces_state(policy)}
+
+
+def spaces_state(policy: Policy) -> list[Any]:
+    """The spaces of a policy as plain data: of its observations and its actions."""
+    return [to_data(policy.observation_map.space), to_data(policy.action_map.space)]
 
 
 def load_policy(directory: str | Path, env_fn: EnvFn | None = None, best: bool = False) -> tuple[Policy, str]:

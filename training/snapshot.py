@@ -13,7 +13,7 @@ from environments.processes import ProcessVectorEnv
 from environments.states import UnreadableError, get_state, set_state
 from training.checkpoint import FORMAT, fitting
 from training.generators import generator_states, restore_generators, seed_all
-from training.policy import policy_state
+from training.policy import spaces_state
 
 if TYPE_CHECKING:
     from training.run import Run
@@ -46,7 +46,7 @@ def run_state(run: Run, loop: Mapping[str, Any]) -> dict[str, Any]:
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         },
-        "spaces": policy_state(run.policy)["spaces"],
+        "spaces": spaces_state(run.policy),
         "evaluations": run.evaluations.state_dict(),
         "worlds": run.ranks.all_gather_object(world),
         "log": run.log.mark(),

@@ -18,6 +18,18 @@ SCRIPTS = pytest.mark.parametrize("script", [epoch, step], ids=["epoch", "step"]
 SEED = 2_000_000  # of evaluations, above the seed of the run
 
 
+class Global(gym.Wrapper):
+    """Draws its rewards from a global generator."""
+
+    def step(self, action):
+        observation, _, terminated, truncated, info = self.env.step(action)
+        return observation, np.random.rand(), terminated, truncated, info  # noqa: NPY002
+
+
+def make_global():
+    return Global(gym.make("CartPole-v1"))
+
+
 def train(script, tmp_path, name, env_fn=None, **settings):
     settings = {"env": "CartPole-v1", "total_timesteps": 6_144, "quiet": True} | settings
     return script.train(script.Config(run_dir=tmp_path / name, img_dir=tmp_path, **settings), env_fn=env_fn)
@@ -41,8 +53,8 @@ def assert_equal(a, b):
 @pytest.mark.slow
 @SCRIPTS
 def test_no_number_of_the_run_changes_and_the_best_policy_is_kept(script, tmp_path):
-    alone = train(script, tmp_path, "alone").directory
-    run = train(script, tmp_path, "run", eval_interval=2_000, eval_episodes=5).directory
+    alone = train(script, tmp_path, "alone", make_global).directory
+    run = train(script, tmp_path, "run", make_global, eval_interval=2_000, eval_episodes=5).directory
     assert_equal(parameters(run), parameters(alone))
     assert all(rows(run, name) == rows(alone, name) for name in ("episodes.csv", "updates.csv"))
     assert not (alone / "best.pt").exists()
@@ -51,7 +63,7 @@ def test_no_number_of_the_run_changes_and_the_best_policy_is_kept(script, tmp_pa
     timesteps, scores = zip(*((int(row["timestep"]), float(row["mean_return"])) for row in rows(run)), strict=True)
     assert timesteps == {"epoch": (2_048, 4_096, 6_144), "step": (2_000, 4_000, 6_000, 6_144)}[script.Config.script]
     policy, env = load_policy(str(run), best=True)
-    score = evaluate(policy, env, 5, SEED, num_envs=20 if script is epoch else 1)
+    score = evaluate(policy, env, 5, SEED, env_fn=make_global, num_envs=20 if script is epoch else 1)
     assert score["mean_return"] == pytest.approx(max(scores))
     state = torch.load(run / "best.pt", weights_only=True)
     assert (state["timestep"], state["mean_return"]) == (timesteps[np.argmax(scores)], pytest.approx(max(scores)))
@@ -121,6 +133,9 @@ def test_the_commands(forked, tmp_path):
     assert "evaluation " in result.stdout
     assert "evaluate.py run --best" in result.stdout
     assert forked(EVALUATE, "run", "--best", "--episodes", 2).returncode == 0
+    result = forked(EPOCH, "--resume", "run", "--total-timesteps", 4_096)
+    assert "--total-timesteps was 2048 and is 4096 now" in result.stdout
+    assert "is at 50% of its first value, not at 0%" in result.stdout
     assert forked(STEP, "--total-timesteps", 1_000, "--run-dir", "other", "--env", "CartPole-v1").returncode == 0
     result = forked(EVALUATE, "other", "--best")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
