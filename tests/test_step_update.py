@@ -176,6 +176,7 @@ def test_nothing_of_a_transition_is_kept(tmp_path, monkeypatch):
     assert len(given) == 450
 
 
+@pytest.mark.slow
 def test_noise_is_repeated_less_and_less(tmp_path, monkeypatch):
     seen = []
     learn_and_act = step.A2C.learn_and_act

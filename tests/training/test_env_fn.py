@@ -33,6 +33,7 @@ def mine(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [EPOCH, STEP])
 def test_it_is_trained_resumed_scored_and_evaluated(name, forked, mine):
     flags = ["--env-fn", "mine:make", "--env-kwargs", '{"reward": 0.5}', "--run-dir", "run", "--total-timesteps", 512]
@@ -49,6 +50,7 @@ def test_it_is_trained_resumed_scored_and_evaluated(name, forked, mine):
     assert json.loads(result.stdout)["mean_return"] <= 5
 
 
+@pytest.mark.slow
 def test_a_run_from_python_is_evaluated_and_resumed_by_naming_the_function(forked, mine, monkeypatch):
     monkeypatch.syspath_prepend(mine)
     from mine import make

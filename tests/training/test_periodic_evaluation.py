@@ -94,6 +94,7 @@ def test_a_killed_and_resumed_run_has_the_same_evaluations(script, tmp_path):
         assert_equal(best[name], expected[name])
 
 
+@pytest.mark.slow
 @SCRIPTS
 def test_a_run_ends_at_its_target(script, tmp_path):
     run = train(script, tmp_path, "run", eval_interval=1_000, target_return=5.0, total_timesteps=50_000)
@@ -118,6 +119,7 @@ class OnlyOne(gym.Wrapper):
         super().close()
 
 
+@pytest.mark.slow
 def test_an_environment_of_which_there_can_be_only_one_is_trained_on_without_evaluations(tmp_path, capsys):
     run = train(step, tmp_path, "run", OnlyOne, eval_interval=500, total_timesteps=2_000, env="OnlyOne")
     assert (run.timestep, run.exit_status, rows(run.directory)) == (2_000, 0, [])
@@ -126,6 +128,7 @@ def test_an_environment_of_which_there_can_be_only_one_is_trained_on_without_eva
     assert line.endswith("the robot is in use")
 
 
+@pytest.mark.slow
 def test_the_commands(forked, tmp_path):
     flags = ["--env", "CartPole-v1", "--total-timesteps", 2_048, "--run-dir", "run", "--eval-interval", 1_000]
     result = forked(EPOCH, *flags)
