@@ -62,12 +62,18 @@ class Config:
             raise UsageError(f"--episodes {self.episodes} must be at least 1")
         if self.video and self.render:
             raise UsageError("--video and --render cannot be combined; choose one")
+        if self.export and (self.video or self.render or self.policy_map):
+            raise UsageError("--export plays nothing, and cannot be combined with --video, --render or --policy-map")
+        if self.policy_map and self.best:
+            raise UsageError("--policy-map draws the critic, of which --best has none; leave one of them out")
         endings = {"video": (".mp4",), "policy_map": (".png",), "export": SUFFIXES}
         for name, suffixes in endings.items():
             flag, path = f"--{name.replace('_', '-')}", getattr(self, name)
             if path:
                 if path.suffix not in suffixes:
                     raise UsageError(f"{flag} {path} must end in {' or '.join(suffixes)}")
+                if path.is_dir():
+                    raise UsageError(f"{flag} {path} is a directory; name a file")
                 check_writable(flag, path.parent)
 
 
@@ -88,6 +94,9 @@ def watch(
 
         try:
             score = evaluate(policy, env_id, config.episodes, config.seed, config.stochastic, make, num_envs=1)
+        except UsageError as error:
+            hint = "; the function must take render_mode, and give it to the environment" if env_fn else ""
+            raise UsageError(f"{flag} failed: {first_line(error)}{hint * ('render_mode' in str(error))}") from error
         except Exception as error:  # no screen, no OpenGL, no encoder: each library has errors of its own
             hint = "; without a screen, MuJoCo needs MUJOCO_GL=egl or osmesa" if "OpenGL" in str(error) else ""
             raise UsageError(f"{flag} failed: {type(error).__name__}: {first_line(error)}{hint}") from error
@@ -129,8 +138,8 @@ def main() -> None:
         config = tyro_cli(Config, sys.argv[1:])
         config.validate()
         saved = load_config(config.directory)
-        name = config.env_fn or saved.get("env_fn")
-        env_fn = environments.import_function(name, "--env-fn") if name and not config.export else None
+        name = saved.get("env_fn") if config.env_fn is None else config.env_fn
+        env_fn = environments.import_function(name, "--env-fn") if name is not None and not config.export else None
         policy, env_id = load_policy(config.directory, env_fn, config.best)
         if config.export:
             config.export.parent.mkdir(parents=True, exist_ok=True)

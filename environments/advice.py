@@ -5,6 +5,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import NormalizeObservation, NormalizeReward
 
 from environments.border import Border
@@ -15,6 +16,8 @@ MANY_INPUTS = 1_000
 
 def advice(env: Any) -> list[str]:
     """What works less well than it could in an environment, or vector of them."""
+    if isinstance(env, VectorEnv) and hasattr(env, "advice"):  # its environments are in other processes
+        return list(env.advice)
     env = getattr(env, "envs", [env])[0]
     lines = []
     while isinstance(env, gym.Wrapper):

@@ -61,15 +61,16 @@ def make_env(
     Raises:
         UsageError: there is no such environment, it cannot be made, or its spaces are not supported.
     """
+    what = f"the env_fn of {env_id}" if env_fn else f"--env {env_id}"
     if env_fn is None:
         check_env_id(env_id)
     try:
         kwargs = {**(env_kwargs or {}), **more}
         env = env_fn(**kwargs) if env_fn else gym.make(env_id, disable_env_checker=True, **kwargs)
     except (Exception, SystemExit) as error:  # a constructor can raise anything
-        raise UsageError(f"--env {env_id} cannot be made: {first_line(error)}") from error
+        raise UsageError(f"{what} {'failed' if env_fn else 'cannot be made'}: {first_line(error)}") from error
     if not isinstance(env, gym.Env):
-        raise UsageError(f"--env {env_id} is a {type(env).__name__}, which is not a gymnasium.Env")
+        raise UsageError(f"{what} {'returned' if env_fn else 'is'} a {type(env).__name__}, not a gymnasium.Env")
     try:
         check_spaces(env, env_id)
     except UsageError:
@@ -177,7 +178,7 @@ def find_plug_in(env_id: str) -> bool:
             if spec and spec.origin and "register" in Path(spec.origin).read_text(errors="ignore"):
                 modules.append(module)
     for module in modules:
-        with contextlib.suppress(Exception):  # importing a module can raise anything
+        with contextlib.suppress(Exception, SystemExit):  # importing a module can raise anything
             importlib.import_module(module)
         if env_id in gym.registry:
             return True

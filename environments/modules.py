@@ -18,7 +18,7 @@ def import_user_module(name: str, flag: str) -> ModuleType:
         sys.path.append(str(Path.cwd()))
     try:
         return importlib.import_module(name)
-    except Exception as error:  # importing a module can raise anything
+    except (Exception, SystemExit) as error:  # importing a module can raise anything
         hint = ""
         if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in OURS:
             hint = f"; {error.name} is also a module of these scripts, which is found first: rename yours"

@@ -1,5 +1,6 @@
 """Many environments, each in a process of its own, stepped at the same time."""
 
+import atexit
 import contextlib
 import functools
 import io
@@ -7,6 +8,9 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,11 +20,14 @@ import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
+from environments.advice import advice
 from environments.errors import EnvironmentFault, UsageError, first_line
 from environments.states import UnreadableError, get_state, set_state
 
 TIMEOUT = 60.0
-"""Seconds that a worker may take for a step or a reset."""
+"""Seconds that a worker may take for a step, a reset, or its state."""
+CLOSING = 5.0
+"""Seconds that all workers may take to close their environments, before they are killed."""
 
 
 class Worker(gym.Wrapper):
@@ -51,6 +58,13 @@ class Worker(gym.Wrapper):
             return observation, reward, terminated, truncated, {}
         except BaseException as error:
             return self.nothing, 0.0, False, False, failed(error)
+
+    def close(self) -> None:
+        try:
+            self.env.close()
+        except Exception as error:  # an environment can raise anything; the first one speaks for all
+            if self.index == 0:
+                sys.stderr.write(f"closing the environment failed: {type(error).__name__}: {first_line(error)}\n")
 
     @property
     def nothing(self) -> Any:
@@ -88,6 +102,27 @@ def failed(error: BaseException) -> dict[str, Any]:
     return {"failed": (known, message, "".join(traceback.format_exception(error)))}
 
 
+def begin_worker(parent: int) -> None:
+    """Prepare a forked process, which ends with its parent: signals are for the parent, which ends its workers.
+
+    Args:
+        parent: process id of it.
+    """
+    os.setpgid(0, 0)  # a group with the processes that the environment starts
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)  # not SIG_IGN, which those processes would inherit
+    torch.set_num_threads(1)
+
+    def end_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        time.sleep(CLOSING)
+        os.killpg(0, signal.SIGKILL)
+
+    # A worker that waits for its parent notices that it has ended; one in a long step does not.
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
 class WorkerError(RuntimeError):
     """An environment raised an exception in its process; a note has the traceback."""
 
@@ -100,12 +135,13 @@ class ProcessVectorEnv(AsyncVectorEnv):
         name: of the environment, for messages.
 
     Raises:
-        UsageError: the environments cannot be made, or differ in their spaces; or processes cannot be forked.
+        UsageError: the environments cannot be made, or differ in their spaces; or processes cannot be started.
         EnvironmentFault, WorkerError: from `reset` and `step`: a worker failed, died, or took longer than `TIMEOUT`.
     """
 
     def __init__(self, env_fns: Sequence[Callable[[], gym.Env]], name: str) -> None:
-        self.name, self.broken, parent = name, False, os.getpid()
+        self.name, parent = name, os.getpid()
+        self.parent_pipes, self.processes = [], []
         if "fork" not in multiprocessing.get_all_start_methods():
             raise UsageError("--vector-backend async needs an operating system that can fork processes; use sync")
         errors: Any = multiprocessing.get_context("fork").SimpleQueue()
@@ -114,10 +150,9 @@ class ProcessVectorEnv(AsyncVectorEnv):
             if os.getpid() == parent:  # AsyncVectorEnv makes an environment here, to see its spaces
                 env = env_fns[index]()
                 self.declared = getattr(env, "declared", env.observation_space)
-                return Worker(env, index)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one ends the others
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            torch.set_num_threads(1)
+                self.advice = advice(env)
+                return Worker(env, -1)
+            begin_worker(parent)
             try:
                 return Worker(env_fns[index](), index)
             except BaseException as error:
@@ -126,11 +161,19 @@ class ProcessVectorEnv(AsyncVectorEnv):
 
         try:
             makers = [functools.partial(make, index) for index in range(len(env_fns))]
-            super().__init__(makers, context="fork", autoreset_mode=AutoresetMode.DISABLED)
-        except (RuntimeError, EOFError, OSError) as error:
-            self.close(terminate=True)
-            why = first_line(error) if errors.empty() else errors.get()
+            # Not daemons, which could not start processes of their own.
+            super().__init__(makers, context="fork", daemon=False, autoreset_mode=AutoresetMode.DISABLED)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, UsageError) or not isinstance(error, Exception):
+                raise
+            why = "a process has ended" if isinstance(error, EOFError) else first_line(error)
+            if not errors.empty():  # of an environment that could not be made
+                why = errors.get()
+            elif "space" in why and isinstance(error, RuntimeError):  # of Gymnasium, in several sentences
+                why = f"copies of {name} have different observation or action spaces"
             raise UsageError(f"--vector-backend async: {why}; use sync") from error
+        atexit.register(self.close)  # before multiprocessing waits for its processes
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         with self.watched():
@@ -148,13 +191,10 @@ class ProcessVectorEnv(AsyncVectorEnv):
 
     @contextlib.contextmanager
     def watched(self) -> Any:
-        """Say which worker has died or does not answer; after any error, all are ended when this is closed."""
+        """Say which worker has died or does not answer."""
         try:
             yield
-        except BaseException as error:
-            self.broken = True
-            if not isinstance(error, (EOFError, OSError, multiprocessing.TimeoutError)):
-                raise
+        except (EOFError, OSError, multiprocessing.TimeoutError) as error:
             dead = [i for i, process in enumerate(self.processes) if not process.is_alive()]
             if dead:
                 status = self.processes[dead[0]].exitcode
@@ -165,7 +205,6 @@ class ProcessVectorEnv(AsyncVectorEnv):
         """Raise the first error that a worker reported."""
         for report in filter(None, infos.get("failed", ())):
             known, message, trace = report
-            self.broken = True
             if known:
                 raise EnvironmentFault(message)
             error = WorkerError(message)
@@ -174,7 +213,7 @@ class ProcessVectorEnv(AsyncVectorEnv):
 
     def get_states(self) -> list[np.ndarray]:
         """The states of all environments; raises an `UnreadableError` if one cannot be read."""
-        states = list(self.call("get_state"))
+        states = self.call("get_state")
         for state in states:
             if isinstance(state, str):
                 raise UnreadableError(state)
@@ -185,14 +224,32 @@ class ProcessVectorEnv(AsyncVectorEnv):
         for error in filter(None, self.call("set_state", states)):
             raise UnreadableError(error)
 
-    def close_extras(self, timeout: float | None = 5.0, terminate: bool = False) -> None:
-        """End all processes; those that do not close in time, or after an error, are terminated."""
-        if not (terminate or self.broken):
-            try:
-                super().close_extras(timeout)
-                return
-            except (EOFError, OSError):  # a worker has died
-                pass
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        with self.watched():
+            self.call_async(name, *args, **kwargs)
+            return self.call_wait(TIMEOUT)
+
+    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
+        """Close all environments and end their processes, whatever they are doing.
+
+        Args:
+            timeout: seconds until processes are killed, with those that their environments have started; None: 5.
+            terminate: kill them at once.
+        """
+        atexit.unregister(self.close)
+        deadline = time.monotonic() + (0.0 if terminate else CLOSING if timeout is None else timeout)
+        pipes = list(filter(None, self.parent_pipes))
+        for pipe in pipes:
+            with contextlib.suppress(OSError):  # the process has died
+                pipe.send(("close", None))
         for process in self.processes:
-            process.terminate()
-            process.join()
+            if process.pid is None:  # it could not be started
+                continue
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.is_alive():
+                with contextlib.suppress(ProcessLookupError):  # it has just begun, and has no group yet
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.kill()
+                process.join()
+        for pipe in pipes:
+            pipe.close()

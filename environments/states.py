@@ -10,6 +10,7 @@ belong to the state but cannot be saved: then the state of the environment canno
 
 from typing import Any
 
+from environments.errors import first_line
 from environments.reading import Reader, UnreadableError
 from environments.restoring import Writer
 
@@ -22,9 +23,14 @@ def get_state(value: Any) -> Any:
     What is none of these becomes [kind, number, content], see `set_state`.
 
     Raises:
-        UnreadableError: it contains an object that cannot be saved.
+        UnreadableError: it contains an object that cannot be saved, or that raised an exception.
     """
-    return Reader().read(value)
+    try:
+        return Reader().read(value)
+    except UnreadableError:
+        raise
+    except Exception as error:  # attributes can be properties, which can raise anything
+        raise UnreadableError(f"an object; it raised {type(error).__name__}: {first_line(error)}") from error
 
 
 def set_state(current: Any, saved: Any) -> Any:

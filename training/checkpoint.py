@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from environments import UsageError, first_line
-from training.files import CHECKPOINT, CONFIG, write_atomically
+from training.files import BEST, CHECKPOINT, CONFIG, write_atomically
 
 FORMAT = 7
 """Version of what a checkpoint holds; increase it with every change."""
@@ -71,6 +71,8 @@ def load_checkpoint(directory: Path, name: str = CHECKPOINT) -> dict[str, Any]:
     previous = path.with_name(PREVIOUS)
     usable = name == CHECKPOINT and previous.exists()
     hint = f"; to use {previous.name}, the one before, rename it to {path.name}" if usable else ""
+    if name == BEST:
+        hint = "; the last policy of the run does not need it: play it without --best"
     if hashlib.sha256(content[:-DIGEST_SIZE]).digest() != content[-DIGEST_SIZE:]:
         raise UsageError(f"{path} is damaged, or not a checkpoint of these scripts{hint}")
     try:
@@ -81,6 +83,8 @@ def load_checkpoint(directory: Path, name: str = CHECKPOINT) -> dict[str, Any]:
         raise UsageError(f"{path} is not a checkpoint of these scripts")
     if state["format"] > FORMAT:
         raise UsageError(f"{path} was written by a newer version of these scripts; update them")
+    if state.get("config") != config and name == BEST:
+        raise UsageError(f"{path} was written by another run{hint}")
     if state.get("config") != config:
         raise UsageError(f"{directory / CONFIG} was changed after the checkpoint was written; restore it")
     return state

@@ -18,10 +18,14 @@ SEED = 2_000_000
 """Added to the seed of the run: neither training nor the score at its end uses these seeds."""
 
 
+class SignalError(Exception):
+    """A signal arrived during an evaluation."""
+
+
 class Evaluations:
     """Evaluates the policy of a run every `eval_interval` timesteps, and keeps the best one in `best.pt`.
 
-    All ranks evaluate, with the same result, so that none waits for another.
+    All ranks evaluate, so that none waits for another; what rank 0 found counts.
 
     Args:
         run: not resumed yet.
@@ -41,22 +45,22 @@ class Evaluations:
         self.best: dict[str, Any] | None = None
 
     def evaluate_if_due(self) -> dict[str, float]:
-        """Evaluate, if it is time to; returns the scalars for TensorBoard. An error ends evaluations, not the run."""
+        """Evaluate, if it is time to; returns the scalars for TensorBoard.
+
+        An error ends evaluations, not the run. A signal ends this one, which is due again when the run is resumed.
+        """
         run, config = self.run, self.run.config
         if not self.interval or run.timestep < min(self.due_at, config.total_timesteps):
             return {}
+        score = run.ranks.all_gather_object(self._score())[0]
+        if not score:
+            return {}
         self.due_at = (run.timestep // self.interval + 1) * self.interval
-        options: dict[str, Any] = {"num_envs": EVALUATION_ENVS[config.script], "env_kwargs": config.env_kwargs}
-        options["before_step"] = run.interrupts.set_timer  # as in training, a signal waits as long as steps return
-        try:
-            seed = config.seed + SEED
-            score = evaluate(run.policy, config.env, config.eval_episodes, seed, env_fn=self.env_fn, **options)
-        except Exception as error:  # an environment can raise anything
+        if "error" in score:
             self.interval = 0
-            what = first_line(error)
-            if not isinstance(error, (UsageError, EnvironmentFault)):
-                what = f"{type(error).__name__}: {what}"
-            sys.stderr.write(f"evaluating failed at timestep {run.timestep}, training goes on without: {what}\n")
+            if not run.ranks.rank:
+                what = f"evaluating failed at timestep {run.timestep}, training goes on without: {score['error']}"
+                sys.stderr.write(f"{what}\n")
             return {}
         self.last = score["mean_return"]
         numbers = [round(score[name], 6) for name in ("mean_return", "std_return", "min_return")]
@@ -65,10 +69,32 @@ class Evaluations:
             self.best = policy_state(run.policy) | {"timestep": run.timestep, "mean_return": self.last}
             save_state(run.directory / BEST, self.best)
         run.log.events.write(run.timestep, {"eval/mean_return": self.last})
-        if config.target_return is not None and self.last >= config.target_return:
-            run.say(f"--target-return {config.target_return:g} is reached at timestep {run.timestep}: {self.last:.1f}")
-            run.stop()
+        self._stop_at_target()
         return {"eval/mean_return": self.last}
+
+    def _score(self) -> dict[str, Any]:
+        """What `evaluate` returns, or the error; nothing, if a signal has arrived."""
+        config = self.run.config
+        options: dict[str, Any] = {"env_fn": self.env_fn, "before_step": self._check_signals}
+        options |= {"num_envs": EVALUATION_ENVS[config.script], "env_kwargs": config.env_kwargs}
+        try:
+            return evaluate(self.run.policy, config.env, config.eval_episodes, config.seed + SEED, **options)
+        except SignalError:
+            return {}
+        except Exception as error:  # an environment can raise anything
+            known = isinstance(error, (UsageError, EnvironmentFault))
+            return {"error": first_line(error) if known else f"{type(error).__name__}: {first_line(error)}"}
+
+    def _check_signals(self) -> None:
+        if self.run.interrupts.status:
+            raise SignalError
+
+    def _stop_at_target(self) -> None:
+        """End the run if its last evaluation has reached its target."""
+        target = self.run.config.target_return
+        if target is not None and self.last is not None and self.last >= target:
+            self.run.say(f"--target-return {target:g} is reached at timestep {self.run.timestep}: {self.last:.1f}")
+            self.run.stop()
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint saves."""
@@ -81,3 +107,4 @@ class Evaluations:
             save_state(self.run.directory / BEST, self.best)
         else:
             (self.run.directory / BEST).unlink(missing_ok=True)
+        self._stop_at_target()

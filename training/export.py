@@ -1,5 +1,6 @@
 """A policy as one file that other programs can run: ONNX, or a program of torch.export."""
 
+import copy
 import importlib.util
 import logging
 import warnings
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from environments import UsageError, first_line
+from environments import UsageError, first_line, observation_tensor
 from training.files import write_atomically
 from training.policy import Policy
 
@@ -31,7 +32,9 @@ class Deployed(nn.Module):
 
 
 def export_policy(policy: Policy, path: Path) -> None:
-    """Write a policy to a file: `observations`, (N, D), in float32, or float64 where the space has it, to `actions`.
+    """Write a policy to a file: from `observations`, (N, D), to `actions`.
+
+    Observations are in float32; in float64 where the space has that, or integers of more than 16 bits.
 
     Args:
         policy: on the CPU.
@@ -44,9 +47,8 @@ def export_policy(policy: Policy, path: Path) -> None:
     if missing:
         raise UsageError(f"--export {path} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     space = gym.spaces.flatten_space(policy.observation_map.space)
-    wide = np.dtype(space.dtype or np.float32).itemsize > 4
-    example = torch.zeros(2, policy.observation_map.size, dtype=torch.float64 if wide else torch.float32)
-    module = Deployed(policy).eval()
+    example = observation_tensor(np.zeros((2, policy.observation_map.size), space.dtype), "cpu")
+    module = copy.deepcopy(Deployed(policy)).eval().requires_grad_(False)
     temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is not installed
     try:

@@ -201,6 +201,7 @@ def evaluate(
         limit that the environment was registered with if that is higher; this is said on standard error.
 
     Raises:
+        UsageError: the actions of the environment are others than those of the policy.
         EnvironmentFault: the environment returned an observation or reward that is not finite.
     """
     num_envs = min(episodes, num_envs)
@@ -212,6 +213,8 @@ def evaluate(
         own_generators(seed, policy.device),
         closing(environments.make_vector_env(env_id, num_envs, env_fn, env_kwargs)) as envs,
     ):
+        if (space := environments.make_maps(envs)[0].space) != policy.action_map.space:
+            raise UsageError(f"{env_id} has the actions {space}, and the policy those of {policy.action_map.space}")
         limit = max(MAX_EPISODE_STEPS, time_limit(env_id) if env_fn is None else 0)
         observations = environments.reset_all(envs, seed)
         torch.manual_seed(seed)  # again: an environment may have drawn from it, or seeded it

@@ -29,7 +29,7 @@ def prepared(train: Train) -> Train:
         torch.set_num_threads(1)
         try:
             config = prepare(config)
-            if env_fn is None and config.env_fn:
+            if env_fn is None and config.env_fn is not None:
                 env_fn = import_function(config.env_fn, "--env-fn")
             return train(config, env_fn, *args, **kwargs)
         finally:
@@ -51,7 +51,7 @@ def prepare(config: ConfigType) -> ConfigType:
             config.check(name, same, "cannot be changed when a run is resumed; remove it")
         changed = {name: getattr(config, name) for name in config.given & {*CHANGEABLE, "resume"}}
         config = dataclasses.replace(saved, **changed)
-    elif config.env_fn and config.env == RunSettings.env:  # the default, which is not the environment that is made
+    elif config.env_fn is not None and config.env == RunSettings.env:  # the default names another environment
         config = dataclasses.replace(config, env=config.env_fn)
     config.validate()
     return config

@@ -60,8 +60,8 @@ def restore(run: Run, state: Mapping[str, Any]) -> None:
     """
     if state["format"] < FORMAT:
         raise UsageError(
-            f"--resume {run.directory}: the checkpoint was written by an older version of these scripts; it can be"
-            " evaluated, but not resumed: use the commit in its config.json, or start a new run"
+            f"--resume {run.directory}: the checkpoint was written by an older version of these scripts, and"
+            " cannot be resumed: use the commit in its config.json, or start a new run"
         )
     if unmatched := (state.keys() - RUN_STATE) ^ run.parts.keys():
         names = ", ".join(sorted(unmatched))

@@ -1,12 +1,15 @@
 """`--vector-backend async`: environments in processes of their own do what they do in one process."""
 
+import contextlib
 import csv
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +18,13 @@ from conftest import EPOCH, PROJECT
 
 import environments
 from environments import EnvironmentFault, UsageError, processes
+from environments.processes import WorkerError
+
+SOON = ["--checkpoint-interval", "256"]
+ACTIONS = np.zeros(2, dtype=np.int64)
 
 OWN = """
-import os, time
+import os, subprocess, sys, time
 import gymnasium as gym
 import numpy as np
 
@@ -25,8 +32,15 @@ class Own(gym.Env):
     observation_space, action_space = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Discrete(2)
     parent = os.getppid()
 
-    def __init__(self, fault=""):
-        self.fault, self.steps, self.total = fault, 0, 0
+    def __init__(self, fault="", beside=False, closing=""):
+        self.fault, self.closing, self.steps, self.total = fault, closing, 0, 0
+        # A program that outlives the process that started it, but for close().
+        self.beside = subprocess.Popen(["sleep", "1000"]) if beside else None
+
+    def close(self):
+        if self.beside:
+            self.beside.terminate()
+        exec(self.closing)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -70,13 +84,26 @@ def test_transitions_are_those_of_one_process(name):
             np.testing.assert_array_equal(together, apart)
 
 
+def started(directory, monkeypatch, **kwargs):
+    """Two environments in processes, after 100 of their own steps, before `fault` happens."""
+    name = f"Own{directory.name.replace('-', '')[-40:]}"
+    (directory / f"{name}.py").write_text(OWN.replace("Own-v0", f"{name}-v0").replace("OnlyOne-v0", f"{name}-v1"))
+    monkeypatch.syspath_prepend(directory)
+    envs = environments.make_vector_env(f"{name}:{name}-v0", 2, env_kwargs=kwargs, backend="async")
+    environments.reset_all(envs, 0)
+    for _ in range(100):
+        envs.step(ACTIONS)
+    return envs
+
+
 def train(directory, *flags, wait=True, env="own:Own-v0"):
     (directory / "own.py").write_text(OWN)
     command = [sys.executable, PROJECT / EPOCH, "--env", env, "--vector-backend", "async", "--num-envs", "4"]
     command += ["--sample-size", "64", "--total-timesteps", "4096", *flags, "--img-dir", "."]
     environment = os.environ | {"PYTHONPATH": str(directory)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([*map(str, command)], cwd=directory, env=environment, **pipes)
+    # A process group of its own, as a shell has it for each command.
+    process = subprocess.Popen([*map(str, command)], cwd=directory, env=environment, process_group=0, **pipes)
     return (process, *process.communicate(timeout=200)) if wait else process
 
 
@@ -84,6 +111,36 @@ def processes_of(group):
     """The ids of the processes whose command line names this directory."""
     found = subprocess.run(["pgrep", "-f", str(group)], capture_output=True, text=True, check=False).stdout
     return [int(line) for line in found.split()]
+
+
+def children(envs):
+    """The processes that the environments started."""
+    parents = ",".join(str(process.pid) for process in envs.processes)
+    found = subprocess.run(["pgrep", "-P", parents], capture_output=True, text=True, check=False).stdout
+    return [int(line) for line in found.split()]
+
+
+def is_running(pid):
+    """Whether there is a process with this id, other than one that has ended and was not waited for."""
+    found = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return found.strip()[:1] not in ("", "Z")
+
+
+@pytest.mark.slow
+def test_an_orphan_in_a_long_step_ends(tmp_path):
+    run = tmp_path / "run"
+    process = train(tmp_path, "--run-dir", str(run), "--env-kwargs", '{"fault": "time.sleep(1000)"}', wait=False)
+    time.sleep(0.1)
+    while len(processes_of(run)) < 5:
+        time.sleep(0.05)
+    time.sleep(3)
+    process.kill()
+    for _ in range(200):
+        if not processes_of(run):
+            break
+        time.sleep(0.1)
+    process.wait()
+    assert processes_of(run) == []
 
 
 @pytest.mark.slow
@@ -116,6 +173,7 @@ def test_a_resumed_run_goes_on_where_its_workers_were(tmp_path):
     ("fault", "message"),
     [
         ("raise ValueError('boom')", "ValueError: boom"),
+        ("sys.exit(5)", "SystemExit: sys.exit(5) was called"),
         ("os._exit(3)", "died, with exit status 3"),
         ("os.kill(os.getpid(), 9)", "died, with exit status -9"),
     ],
@@ -131,19 +189,52 @@ def test_a_worker_that_fails_ends_the_run_in_a_line(tmp_path, fault, message):
     assert processes_of(tmp_path / "run") == []
 
 
-def test_a_worker_that_hangs_is_reported_and_ended(tmp_path, monkeypatch):
-    (tmp_path / "hanging.py").write_text(OWN.replace("Own-v0", "Hanging-v0").replace("OnlyOne-v0", "Other-v0"))
-    monkeypatch.syspath_prepend(tmp_path)
+@pytest.mark.parametrize("fault", ["time.sleep(100)", "raise ValueError('boom')", ""])
+def test_workers_and_what_their_environments_started_are_ended(fault, tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "TIMEOUT", 0.5)
-    kwargs = {"fault": "time.sleep(100)"}
-    envs = environments.make_vector_env("hanging:Hanging-v0", 2, env_kwargs=kwargs, backend="async")
-    environments.reset_all(envs, 0)
-    for _ in range(100):
-        envs.step(np.zeros(2, dtype=np.int64))
-    with pytest.raises(EnvironmentFault, match="did not answer within"):
-        envs.step(np.zeros(2, dtype=np.int64))
+    monkeypatch.setattr(processes, "CLOSING", 0.5)
+    envs = started(tmp_path, monkeypatch, fault=fault, beside=True)
+    beside = children(envs)
+    assert len(beside) == 2
+    with contextlib.ExitStack() as stack:
+        if fault:
+            errors, message = (EnvironmentFault, "did not answer") if "sleep" in fault else (WorkerError, "boom")
+            stack.enter_context(pytest.raises(errors, match=message))
+        envs.step(ACTIONS)
     envs.close()
     assert not any(process.is_alive() for process in envs.processes)
+    assert not any(map(is_running, beside))
+
+
+@pytest.mark.parametrize("closing", ["time.sleep(100)", "raise ValueError('stuck')"])
+def test_an_environment_that_does_not_close_is_ended(closing, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(processes, "CLOSING", 0.5)
+    envs = started(tmp_path, monkeypatch, closing=f"if os.getpid() != MAIN: {closing}")
+    envs.close()
+    assert not any(process.is_alive() for process in envs.processes)
+    assert capfd.readouterr().err.count("\n") == (0 if "sleep" in closing else 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_that_dies_or_stops_before_its_state_is_read(number, tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "TIMEOUT", 0.5)
+    monkeypatch.setattr(processes, "CLOSING", 0.5)
+    envs = started(tmp_path, monkeypatch)
+    os.kill(envs.processes[1].pid, number)
+    with pytest.raises(EnvironmentFault, match=r"worker 1 of .* died|did not answer"):
+        envs.get_states()
+    envs.close()
+    assert not any(process.is_alive() for process in envs.processes)
+
+
+def test_processes_that_cannot_be_started_get_a_line():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/dev/fd").iterdir())) + 20, before[1]))
+    try:
+        with pytest.raises(UsageError, match=r"--vector-backend async: .*Too many open files; use sync"):
+            environments.make_vector_env("CartPole-v1", 64, backend="async")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_an_environment_of_which_there_can_be_only_one_gets_a_line(tmp_path):
@@ -155,15 +246,19 @@ def test_an_environment_of_which_there_can_be_only_one_gets_a_line(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_leaves_no_process_behind(tmp_path, number):
+def test_a_signal_to_all_processes_leaves_none_behind(tmp_path, number):
     run = tmp_path / "run"
-    process = train(tmp_path, "--run-dir", str(run), "--total-timesteps", "100000000", wait=False)
+    process = train(tmp_path, "--run-dir", str(run), "--total-timesteps", "100000000", *SOON, wait=False)
     while not (run / "checkpoint.pt").exists():
         time.sleep(0.05)
-    os.kill(process.pid, number)
+    saved = (run / "checkpoint.pt").stat().st_mtime_ns
+    if number == signal.SIGKILL:
+        os.kill(process.pid, number)
+    else:
+        os.killpg(process.pid, number)  # as from a terminal or a scheduler
     err = process.communicate(timeout=60)[1]
     assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number), err
-    assert err == "" or number == signal.SIGKILL
+    assert (err, (run / "checkpoint.pt").stat().st_mtime_ns > saved) == ("", True) or number == signal.SIGKILL
     for _ in range(100):
         if not processes_of(run):
             break
@@ -178,5 +273,6 @@ def test_copies_that_differ_are_refused():
         made.append(True)
         return environments.make_env("CartPole-v1" if len(made) == 1 else "Acrobot-v1")
 
-    with pytest.raises(UsageError, match=r"--vector-backend async: .* use sync"):
+    message = "--vector-backend async: copies of Mixed have different observation or action spaces; use sync"
+    with pytest.raises(UsageError, match=message):
         environments.make_vector_env("Mixed", 2, env_fn=make, backend="async")

@@ -35,6 +35,13 @@ class Kind(Flag):
     B = 2
 
 
+class Odd:
+    """Whatever it is asked for raises an error."""
+
+    def __getattribute__(self, name):
+        raise RuntimeError("odd")
+
+
 class Mine(gym.Env):
     """Returns two numbers that `change` computes, which also changes the state."""
 
@@ -328,6 +335,11 @@ ODD = np.arange(24.0).reshape(2, 3, 4).transpose(1, 0, 2).copy("K")
 def test_what_cannot_be_saved_is_unreadable(held):
     with pytest.raises(UnreadableError):
         get_state(make_env("mine", lambda: Holds(held)))
+
+
+def test_what_raises_an_error_is_unreadable():
+    with pytest.raises(UnreadableError, match="it raised RuntimeError: odd"):
+        get_state({"odd": Odd()})
 
 
 def test_a_function_or_class_that_has_changed_is_not_restored():

@@ -1,7 +1,9 @@
 """`--env-fn module:function`: an environment that is not registered, on the command line."""
 
 import csv
+import importlib
 import json
+import sys
 
 import pytest
 from conftest import EPOCH, EVALUATE, STEP
@@ -22,6 +24,9 @@ class Mine(gym.Wrapper):
 
 def make(reward=1.0, **options):
     return Mine(reward)
+
+def broken():
+    pass
 
 number = 3
 """
@@ -53,8 +58,8 @@ def test_it_is_trained_resumed_scored_and_evaluated(name, forked, mine):
 @pytest.mark.slow
 def test_a_run_from_python_is_evaluated_and_resumed_by_naming_the_function(forked, mine, monkeypatch):
     monkeypatch.syspath_prepend(mine)
-    from mine import make
-
+    make = importlib.import_module("mine").make
+    del sys.modules["mine"]  # other tests have modules of this name
     settings = {"run_dir": mine / "run", "img_dir": mine, "total_timesteps": 300, "quiet": True}
     step.train(step.Config(env="Mine", **settings), env_fn=make)
     result = forked(EVALUATE, "run")
@@ -72,10 +77,14 @@ def test_a_run_from_python_is_evaluated_and_resumed_by_naming_the_function(forke
         ("mine:nothing", "mine has no function 'nothing'"),
         ("mine:number", "mine has no function 'number'"),
         ("none:make", "module 'none' cannot be imported"),
+        ("leaves:make", "module 'leaves' cannot be imported: sys.exit(0) was called"),
+        ("mine:broken", "the env_fn of mine:broken failed: broken() got an unexpected"),
+        ("", "--env-fn must be module:function"),
     ],
 )
 def test_a_function_that_is_not_there_gets_a_line(value, message, forked, mine):
-    result = forked(STEP, "--env-fn", value, "--run-dir", "run")
+    (mine / "leaves.py").write_text("import sys; sys.exit(0)")
+    result = forked(STEP, "--env-fn", value, "--run-dir", "run", "--env-kwargs", '{"a": 1}')
     assert (result.returncode, result.stderr.count("\n"), result.stdout) == (2, 1, "")
     assert message in result.stderr
     assert not (mine / "run").exists()

@@ -10,7 +10,7 @@ import pytest
 from conftest import EPOCH, EVALUATE, PROJECT, STEP
 
 import a2c_algorithm_step_update as step
-from training import evaluate
+from training import evaluate, load_policy
 
 pytestmark = pytest.mark.slow
 MINE = """
@@ -112,6 +112,12 @@ def test_ctrl_c_while_scoring_says_that_the_run_is_complete(tmp_path):
     _, err = process.communicate(timeout=60)
     expected = "a2c_algorithm_step_update.py: error: scoring was interrupted; the run in run is complete\n"
     assert (process.returncode, err) == (130, expected)
+
+
+def test_actions_of_another_kind_are_refused():
+    policy, _ = load_policy(PROJECT / "policies" / "Pendulum-v0")
+    with pytest.raises(ValueError, match=r"CartPole-v1 has the actions Discrete\(2\), and the policy those of Box"):
+        evaluate(policy, "CartPole-v1", 1, seed=0)
 
 
 def test_the_environment_that_is_trained_in_cannot_be_evaluated_in(tmp_path):

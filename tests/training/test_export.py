@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import EPOCH, EVALUATE, PROJECT
+from conftest import EVALUATE, PROJECT
 
 import a2c_algorithm_epoch_update as epoch
 from training import load_policy
@@ -27,6 +27,7 @@ assert not {"torch", "gymnasium", "training"} & sys.modules.keys()
 """
 SPACES = {
     "vectors": (gym.spaces.Box(-5, 5, (3,)), gym.spaces.Box(np.float32([-1, 0]), np.float32([3, np.inf]))),
+    "integers": (gym.spaces.Box(0, 2**31 - 1, (3,), np.uint32), gym.spaces.Box(-1, 1, (1,))),
     "doubles": (gym.spaces.Box(-5, 5, (3,), np.float64), gym.spaces.Box(-2, 2, (2, 2))),
     "parts": (
         gym.spaces.Dict({"a": gym.spaces.Box(-1, 1, (2,)), "b": gym.spaces.Discrete(3)}),
@@ -62,8 +63,10 @@ def test_onnxruntime_alone_acts_as_the_policy_does(name, forked, tmp_path):
         assert (result.returncode, result.stderr) == (0, "")
     policy, _ = load_policy(tmp_path / "run")
     rng = np.random.default_rng(0)
-    kind = np.float64 if name in ("doubles", "parts") else np.float32
+    kind = np.float32 if name in ("vectors", "choices") else np.float64
     observations = rng.normal(0, 3, (50, policy.observation_map.size)).astype(kind)
+    if name == "integers":  # differences that float32 does not hold
+        observations = 2.0**30 + rng.integers(0, 100, (50, 3))
     np.save(tmp_path / "observations.npy", observations)
     subprocess.run([sys.executable, "-c", ROBOT], cwd=tmp_path, check=True)
     expected = policy(observations)
@@ -71,18 +74,25 @@ def test_onnxruntime_alone_acts_as_the_policy_does(name, forked, tmp_path):
     assert (actions.shape, actions.dtype) == (expected.shape, expected.dtype)
     np.testing.assert_allclose(actions, expected, atol=1e-5)
     program = torch.export.load(tmp_path / "policy.pt2").module()
-    np.testing.assert_allclose(program(torch.tensor(observations)).detach().numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(program(torch.tensor(observations)).numpy(), expected, atol=1e-6)
     assert {path.name for path in tmp_path.iterdir() if "tmp" in path.name} == set()
 
 
-def test_bad_input_gets_a_line(forked, tmp_path):
-    assert (
-        forked(EPOCH, "--total-timesteps", 256, "--run-dir", "run", "--quiet", "--env", "CartPole-v1").returncode == 0
-    )
-    result = forked(EVALUATE, "run", "--export", "policy.txt")
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--export", "policy.txt"], "--export policy.txt must end in .onnx or .pt2"),
+        (["--export", "folder.onnx"], "--export folder.onnx is a directory; name a file"),
+        (["--export", "policy.pt2", "--policy-map", "map.png"], "cannot be combined"),
+        (["--best", "--policy-map", "map.png"], "--policy-map draws the critic, of which --best has none"),
+    ],
+)
+def test_bad_input_gets_a_line(flags, message, forked, tmp_path):
+    (tmp_path / "folder.onnx").mkdir()
+    result = forked(EVALUATE, PROJECT / "policies" / "Pendulum-v0", *flags)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
-    assert "--export policy.txt must end in .onnx or .pt2" in result.stderr
-    assert not (tmp_path / "policy.txt").exists()
+    assert message in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.onnx"]
 
 
 def test_a_missing_package_is_named(script, tmp_path):

@@ -2,16 +2,19 @@
 
 import csv
 import multiprocessing
+import os
+import signal
 import time
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import EPOCH, EVALUATE, STEP
+from conftest import EPOCH, EVALUATE, PROJECT, STEP
 
 import a2c_algorithm_epoch_update as epoch
 import a2c_algorithm_step_update as step
+import training.evaluation
 from training import evaluate, load_policy
 
 SCRIPTS = pytest.mark.parametrize("script", [epoch, step], ids=["epoch", "step"])
@@ -103,6 +106,72 @@ def test_a_run_ends_at_its_target(script, tmp_path):
     assert (run.directory / "reward.png").exists()
 
 
+@SCRIPTS
+def test_a_run_that_has_reached_its_target_does_not_go_on(script, tmp_path, capsys):
+    settings = {"eval_interval": 1_000, "eval_episodes": 1, "target_return": 5.0}
+    run = train(script, tmp_path, "run", total_timesteps=1_500, **settings)
+    again = script.train(script.Config(resume=run.directory, img_dir=tmp_path, quiet=False))
+    assert (again.timestep, len(rows(run.directory))) == (run.timestep, 1)
+    assert "--target-return 5 is reached at timestep" in capsys.readouterr().out
+
+
+class Endless(gym.Wrapper):
+    """Episodes that end in training only, after 50 steps; says when it is evaluated."""
+
+    evaluated = None
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        self.training = not Endless.evaluated
+        return self.env.reset(seed=seed)
+
+    def step(self, action):
+        self.steps += 1
+        if not self.training and self.steps == 100:
+            os.kill(os.getpid(), signal.SIGTERM)
+        observation = self.env.observation_space.sample() / 1e30
+        return observation, 1.0, self.training and self.steps == 50, False, {}
+
+
+@SCRIPTS
+def test_a_signal_ends_an_evaluation(script, tmp_path, monkeypatch):
+    def make():
+        return Endless(gym.make("CartPole-v1").unwrapped)
+
+    monkeypatch.setattr(training.evaluation, "evaluate", lambda *args, **options: evaluated(*args, **options))
+
+    def evaluated(*args, **options):
+        Endless.evaluated = True
+        try:
+            return evaluate(*args, **options)
+        finally:
+            Endless.evaluated = False
+
+    run = train(
+        script, tmp_path, "run", make, eval_interval=1_000, eval_episodes=1, total_timesteps=5_000, env="Endless"
+    )
+    assert run.exit_status == 128 + signal.SIGTERM
+    assert (1_000 <= run.timestep < 1_200, rows(run.directory)) == (True, [])
+    state = torch.load(run.directory / "checkpoint.pt", weights_only=True)
+    assert (state["timestep"], state["evaluations"]["due_at"]) == (run.timestep, 1_000)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda path: path.read_bytes()[:-100], "best.pt is damaged"),
+        (lambda path: (PROJECT / "policies" / "Pendulum-v0" / "checkpoint.pt").read_bytes(), "was written by another"),
+    ],
+)
+def test_a_best_policy_that_cannot_be_used_gets_a_line(content, message, forked, tmp_path):
+    run = train(step, tmp_path, "run", total_timesteps=1_000, eval_interval=1_000, eval_episodes=1).directory
+    (run / "best.pt").write_bytes(content(run / "best.pt"))
+    result = forked(EVALUATE, "run", "--best")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert message in result.stderr
+    assert "play it without --best" in result.stderr
+
+
 class OnlyOne(gym.Wrapper):
     """An environment of which there can be only one."""
 
@@ -124,7 +193,7 @@ def test_an_environment_of_which_there_can_be_only_one_is_trained_on_without_eva
     run = train(step, tmp_path, "run", OnlyOne, eval_interval=500, total_timesteps=2_000, env="OnlyOne")
     assert (run.timestep, run.exit_status, rows(run.directory)) == (2_000, 0, [])
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("evaluating failed at timestep 1000, training goes on without: --env OnlyOne cannot be made")
+    assert line.startswith("evaluating failed at timestep 1000, training goes on without: the env_fn of OnlyOne failed")
     assert line.endswith("the robot is in use")
 
 

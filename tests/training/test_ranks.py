@@ -137,6 +137,23 @@ def test_two_ranks_learn_what_one_process_learns(ranks, tmp_path, name):
         assert len(episodes(tmp_path / "two")) > 20
 
 
+def test_ranks_end_together_where_their_evaluations_differ(ranks, tmp_path):
+    (tmp_path / "faulty.py").write_text(
+        FAULTY.replace("training.ranks.TIMEOUT = 5.0", "").replace(
+            "return observation, *rest", "return observation, float(os.environ['RANK']) + 1, *rest[1:]"
+        )
+    )
+    flags = [*FLAGS, "--run-dir", "run", "--eval-interval", 1000, "--eval-episodes", 2, "--target-return"]
+    # Rank 0 has a reward of 1 a step, rank 1 of 2.
+    result = ranks(2, PROJECT / EPOCH, *flags, 0.5, "--quiet")
+    assert (result.returncode, errors(result.stderr)) == (0, [])
+    score = float((tmp_path / "run" / "evaluations.csv").read_text().splitlines()[1].split(",")[1])
+    shutil.rmtree(tmp_path / "run")
+    result = ranks(2, PROJECT / EPOCH, *flags, score + 1, "--quiet")
+    assert (result.returncode, errors(result.stderr)) == (0, [])
+    assert checkpoint(tmp_path / "run")["timestep"] > 1100
+
+
 def test_ranks_go_on_where_they_were(ranks, tmp_path):
     """After one died: with as many ranks, to the bit; with another number, in new episodes."""
     (tmp_path / "faulty.py").write_text(FAULTY)
