@@ -103,7 +103,9 @@ def train(config: Config, env_fn: EnvFn | None = None, callback: Callback | None
     num_envs = ranks.divide("--num-envs", config.num_envs)
     shaping = environments.load_shaping(config.reward_shaping, config.env, config.gamma)
     seed_all(config.seed, ranks.rank)
-    envs = environments.make_vector_env(config.env, num_envs, env_fn, config.env_kwargs, config.vector_backend)
+    envs = environments.make_vector_env(
+        config.env, num_envs, env_fn, config.env_kwargs, config.vector_backend, config.frame_stack
+    )
     action_map, observation_map = environments.make_maps(envs)
     torch.manual_seed(config.seed)  # again: an environment may have drawn from the global generator, or seeded it
     learner = A2C(config, observation_map.size, action_map, ranks)
@@ -194,7 +196,7 @@ class A2C:
         self.config = config
         self.ranks = ranks
         self.action_map = action_map.to(config.device)
-        actor = make_actor(observation_size, action_map.nvec, action_map.bounded, config)
+        actor = make_actor(observation_size, action_map.nvec, action_map.bounded, config, action_map.mask_size)
         # The critic starts at V(s) = 0: optimistic where rewards are negative, which encourages exploration.
         critic = Critic(observation_size, config, last_gain=0.0)
         self.actor, self.critic = FlatNetwork(actor.to(config.device)), FlatNetwork(critic.to(config.device))
@@ -203,7 +205,7 @@ class A2C:
         scale = config.sample_size**0.5
         self.actor_optimizer = RMSprop(self.actor.theta, lr=config.actor_lr * scale, alpha=alpha)
         self.critic_optimizer = RMSprop(self.critic.theta, lr=config.critic_lr * scale, alpha=alpha)
-        self.obs_normalizer = ObservationNormalizer(observation_size, ranks).to(config.device)
+        self.obs_normalizer = ObservationNormalizer(observation_size, ranks, action_map.mask_size).to(config.device)
         self.reward_normalizer = RewardNormalizer(config.num_envs, config.gamma, ranks).to(config.device)
         self.advantage_normalizer = AdvantageNormalizer(ranks).to(config.device)
         self.parts = {  # what a checkpoint saves

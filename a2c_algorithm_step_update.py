@@ -119,7 +119,7 @@ def train(config: Config, env_fn: EnvFn | None = None, callback: Callback | None
         config = dataclasses.replace(config, **TEXTBOOK)
     shaping = environments.load_shaping(config.reward_shaping, config.env, config.gamma)
     seed_all(config.seed)
-    env = environments.make_env(config.env, env_fn, config.env_kwargs)
+    env = environments.make_env(config.env, env_fn, config.env_kwargs, config.frame_stack)
     action_map, observation_map = environments.make_maps(env)
     torch.manual_seed(config.seed)  # again: an environment may have drawn from the global generator, or seeded it
     learner = A2C(config, observation_map.size, action_map)
@@ -194,13 +194,13 @@ class A2C:
     def __init__(self, config: Config, observation_size: int, action_map: ActionMap) -> None:
         self.config = config
         self.action_map = action_map.to(config.device)
-        actor = make_actor(observation_size, action_map.nvec, action_map.bounded, config).to(config.device)
-        self.actor = FlatNetwork(actor)
+        actor = make_actor(observation_size, action_map.nvec, action_map.bounded, config, action_map.mask_size)
+        self.actor = FlatNetwork(actor.to(config.device))
         self.critic = FlatNetwork(Critic(observation_size, config).to(config.device))
         decay = config.gamma * config.trace_lambda
         self.actor_optimizer = TraceOptimizer(self.actor.theta, lr=config.actor_lr, decay=decay)
         self.critic_optimizer = TraceOptimizer(self.critic.theta, lr=config.critic_lr, decay=decay)
-        self.obs_normalizer = ObservationNormalizer(observation_size).to(config.device)
+        self.obs_normalizer = ObservationNormalizer(observation_size, unchanged=action_map.mask_size).to(config.device)
         self.reward_normalizer = RewardNormalizer(1, config.gamma).to(config.device)
         self.parts = {  # what a checkpoint saves
             "actor": self.actor.network,

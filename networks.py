@@ -132,26 +132,37 @@ class CategoricalActor(Actor):
     """A policy over discrete actions with A entries: independent categoricals, the i-th over nvec[i] values.
 
     A is 1 for a Discrete space. The logits form one table (A, max(nvec)); values that an entry does not have get
-    probability 0.
+    probability 0. So do invalid actions (Huang and Ontanon 2022, arXiv 2006.14171): the entropy and log-probabilities
+    are those of the distribution over valid ones.
 
     Args:
         observation_size: D.
         nvec: number of values of each entry, (A,).
         settings: of the network.
+        masked: the last sum(nvec) entries of an observation are 0 where an action is invalid.
     """
 
     mask: Tensor  # (A, max(nvec)): 0 where an entry has the value, -inf where not
+    places: Tensor  # (A, max(nvec)): of the values in the mask that an observation ends with
 
-    def __init__(self, observation_size: int, nvec: Sequence[int], settings: NetworkSettings) -> None:
+    def __init__(
+        self, observation_size: int, nvec: Sequence[int], settings: NetworkSettings, masked: bool = False
+    ) -> None:
         super().__init__()
+        self.masked = masked
         self.shape = (len(nvec), max(nvec))
         self.logits = mlp(observation_size, len(nvec) * max(nvec), settings, last_gain=0.01)
         missing = torch.arange(max(nvec)) >= torch.tensor(nvec)[:, None]
         self.register_buffer("mask", torch.zeros(self.shape).masked_fill(missing, -torch.inf), persistent=False)
+        first = torch.tensor(nvec).cumsum(0)[:, None] - torch.tensor(nvec)[:, None] - sum(nvec)
+        places = (first + torch.arange(max(nvec))).clamp(max=-1)
+        self.register_buffer("places", places, persistent=False)
 
     def forward(self, observations: Tensor) -> Independent:
         """The distribution of values (..., A), counted from 0; its mode has the most likely value of each entry."""
         logits = self.logits(observations).unflatten(-1, self.shape) + self.mask
+        if self.masked:
+            logits = logits.masked_fill(observations[..., self.places] == 0, -torch.inf)
         return Independent(Categorical(logits=logits, validate_args=False), 1)
 
     def noise(self, *batch: int, generator: torch.Generator | None = None) -> Tensor:
@@ -165,7 +176,9 @@ class CategoricalActor(Actor):
         return (distribution.base_dist.logits + noise).argmax(-1)
 
 
-def make_actor(observation_size: int, nvec: Sequence[int], bounded: Sequence[bool], settings: NetworkSettings) -> Actor:
+def make_actor(
+    observation_size: int, nvec: Sequence[int], bounded: Sequence[bool], settings: NetworkSettings, mask_size: int = 0
+) -> Actor:
     """The actor for an action space: categorical for discrete actions, Gaussian for continuous ones.
 
     Args:
@@ -173,9 +186,10 @@ def make_actor(observation_size: int, nvec: Sequence[int], bounded: Sequence[boo
         nvec: discrete actions: number of values of each entry, (A,); empty for continuous actions.
         bounded: continuous actions: whether the range of each entry is bounded, (A,); empty for discrete actions.
         settings: of the network.
+        mask_size: entries of a mask of invalid actions, the last ones of an observation.
     """
     if nvec:
-        return CategoricalActor(observation_size, nvec, settings)
+        return CategoricalActor(observation_size, nvec, settings, masked=mask_size > 0)
     return GaussianActor(observation_size, bounded, settings)
 
 

@@ -134,7 +134,17 @@ class RunningMeanStd(nn.Module):
 
 
 class ObservationNormalizer(RunningMeanStd):
-    """Scales each entry of an observation to mean 0 and variance 1 over all observations, clipped to [-10, 10]."""
+    """Scales each entry of an observation to mean 0 and variance 1 over all observations, clipped to [-10, 10].
+
+    Args:
+        size: entries of an observation, D.
+        processes: each sees a part of every batch.
+        unchanged: so many entries at the end, such as a mask of invalid actions, stay as they are.
+    """
+
+    def __init__(self, size: int, processes: SingleProcess = SINGLE_PROCESS, unchanged: int = 0) -> None:
+        super().__init__(size, processes)
+        self.unchanged = unchanged
 
     def normalize(self, observations: Tensor) -> Tensor:
         """Normalized observations (..., D), as the default float type; unchanged before the first update, if below 1e6.
@@ -144,7 +154,11 @@ class ObservationNormalizer(RunningMeanStd):
         normalized = ((observations - self.mean) / (self.var + 1e-8).sqrt()).clamp(-10.0, 10.0)
         normalized = torch.where(self.var <= 1e-20 * self.mean.square(), 0.0, normalized)  # not NaN
         raw = observations.clamp(-1e6, 1e6)  # larger ones would overflow in the networks
-        return torch.where(self.count > 0, normalized, raw).to(torch.get_default_dtype())
+        normalized = torch.where(self.count > 0, normalized, raw)
+        if self.unchanged:
+            last = observations[..., -self.unchanged :]
+            normalized = torch.cat((normalized[..., : -self.unchanged], last), dim=-1)
+        return normalized.to(torch.get_default_dtype())
 
 
 class RewardNormalizer(RunningMeanStd):

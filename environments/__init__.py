@@ -8,7 +8,7 @@ episode. Importing this package registers Pendulum-v0.
 from environments.actions import ActionMap
 from environments.advice import advice
 from environments.errors import EnvironmentFault, UsageError, first_line
-from environments.making import EnvFn, make_env, make_maps, make_vector_env, reset_all
+from environments.making import EnvFn, make_env, make_maps, make_vector_env, maps_of, reset_all
 from environments.modules import import_function
 from environments.observations import ObservationMap, observation_tensor, to_tensor
 from environments.pendulum import PENDULUM_V0
@@ -29,6 +29,7 @@ __all__ = [
     "make_env",
     "make_maps",
     "make_vector_env",
+    "maps_of",
     "observation_tensor",
     "reset_all",
     "shaping_reward",

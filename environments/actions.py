@@ -6,6 +6,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from environments.errors import UsageError
+from environments.structure import choices, mask_size
 
 UNBOUNDED = 1e9
 """Size from which on a bound of continuous actions is none: some environments write 1e38 or an integer's maximum."""
@@ -22,12 +23,14 @@ class ActionMap(nn.Module):
     Args:
         space: the action space, of one array; see `flat_actions` for others.
         env_id: for the error message.
+        observations: the observation space, which may be a Dict with a mask of invalid actions.
 
     Attributes:
         continuous: whether the actions are continuous.
         size: number of entries of an action, A.
         bounded: continuous actions: whether the range of each entry is finite, (A,); else empty.
         nvec: discrete actions: number of values of each entry, (A,); else empty.
+        mask_size: entries of the mask of invalid actions, the last ones of an observation; 0 without mask.
 
     Raises:
         UsageError: the space is not supported.
@@ -38,13 +41,14 @@ class ActionMap(nn.Module):
     low: Tensor
     high: Tensor
 
-    def __init__(self, space: spaces.Space, env_id: str = "") -> None:
+    def __init__(self, space: spaces.Space, env_id: str = "", observations: spaces.Space | None = None) -> None:
         super().__init__()
         self.space = space
         self.shape = space.shape or ()
+        self.nvec = choices(space)
+        self.mask_size = mask_size(observations, space)
         self.continuous = isinstance(space, spaces.Box)
         self.bounded: list[bool] = []
-        self.nvec: list[int] = []
         offset: np.ndarray = np.zeros(1, dtype=np.int64)
         if isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
             self.dtype = torch.from_numpy(np.zeros(1, space.dtype)).dtype
@@ -61,11 +65,9 @@ class ActionMap(nn.Module):
                 self.register_buffer(name, torch.from_numpy(array.astype(kind)))
             self.bounded = bounded.tolist()
         elif isinstance(space, spaces.Discrete):
-            self.nvec, offset = [int(space.n)], np.array([space.start])
+            offset = np.array([space.start])
         elif isinstance(space, spaces.MultiDiscrete):
-            self.nvec, offset = space.nvec.ravel().tolist(), space.start.ravel()
-        elif isinstance(space, spaces.MultiBinary):
-            self.nvec = [2] * int(np.prod(space.shape))
+            offset = space.start.ravel()
         self.size = len(self.nvec or self.bounded)
         if not self.size:
             raise UsageError(

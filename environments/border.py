@@ -11,7 +11,17 @@ import numpy as np
 from gymnasium import spaces
 
 from environments.errors import EnvironmentFault, UsageError
-from environments.structure import flat_actions, numeric_part, structured
+from environments.structure import (
+    MASK,
+    MaskInObservation,
+    choices,
+    flat_actions,
+    has_mask,
+    mask_last,
+    mask_size,
+    numeric_part,
+    structured,
+)
 
 IN_USE: weakref.WeakValueDictionary[int, gym.Env] = weakref.WeakValueDictionary()
 """The environments that were made and not closed yet, by their `id`."""
@@ -23,6 +33,7 @@ class Border(gym.Wrapper):
     A reward or flag of one element is taken as a number. Observations have the shape that the space declares, and are
     copies, since an environment may write its next one into the same array. Whether their values are finite is checked
     by the caller, where that is cheapest. Seeds also reach generators of the environment that its `reset` forgets.
+    A mask of invalid actions comes last in the observation.
 
     Args:
         env: the environment.
@@ -34,17 +45,23 @@ class Border(gym.Wrapper):
     """
 
     def __init__(self, env: gym.Env, name: str) -> None:
+        actions, self.registers = flat_actions(env.action_space, name), not within_border(env)
+        if self.registers and not mask_size(numeric_part(env.observation_space), actions) and has_mask(env, actions):
+            env = MaskInObservation(env, actions)
         super().__init__(env)
-        self.name = name
+        self.name, self.action_space, self.frame_stack = name, actions, 1
         space: Any = numeric_part(env.observation_space)
         self.declared = space
+        self.mask_size = mask_size(space, actions)
+        if self.mask_size:
+            space = mask_last(space)
+            self.first_choices = np.cumsum([0, *choices(actions)[:-1]])
+        self.flattened = space
         self.is_vector = isinstance(space, spaces.Box) and len(space.shape) == 1
-        self.action_space = flat_actions(env.action_space, name)
-        self.is_structured = self.action_space is not env.action_space
+        self.is_structured = actions is not env.action_space
         if not self.is_vector:
             self.observation_space = spaces.flatten_space(space)
         self.vector_shape, self.dtype = self.observation_space.shape, self.observation_space.dtype
-        self.registers = not within_border(env)
         own_spaces(env.unwrapped)
         if self.registers:
             if IN_USE.get(id(env.unwrapped)) is env.unwrapped:
@@ -62,6 +79,11 @@ class Border(gym.Wrapper):
         result = self.env.reset(seed=seed, options=options)
         if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
             raise self.fault("reset() returned", result, "(observation, info)")
+        if MASK in result[1] and choices(self.action_space) and self.registers and not self.mask_size:
+            raise EnvironmentFault(
+                f"{self.name}: reset() returned an {MASK} in info, which is used only if the environment has an"
+                f" attribute {MASK}; set one to True, or to False to ignore it"
+            )
         return self.observation(result[0], "reset()"), result[1]
 
     def step(self, action: Any) -> tuple[np.ndarray, Any, Any, Any, Any]:
@@ -100,7 +122,8 @@ class Border(gym.Wrapper):
     def observation(self, observation: Any, source: str) -> np.ndarray:
         """An observation as a vector (D,) of the declared type."""
         try:
-            values = observation if self.is_vector else spaces.flatten(self.declared, observation)
+            values = (observation, observation[MASK]) if self.mask_size else observation
+            values = values if self.is_vector else spaces.flatten(self.flattened, values)
             vector = np.array(values, dtype=self.dtype)
             if isinstance(values, np.ndarray) and values.dtype.kind == "c":
                 raise ValueError("complex numbers")
@@ -108,6 +131,8 @@ class Border(gym.Wrapper):
             raise self.fault(f"{source} returned the observation", observation, f"one of {self.declared}") from error
         if vector.shape != self.vector_shape:
             raise self.fault(f"{source} returned the observation", observation, f"one of {self.declared}")
+        if self.mask_size and not np.maximum.reduceat(vector[-self.mask_size :], self.first_choices).all():
+            raise self.fault(f"{source} returned the {MASK}", observation[MASK], "1 for at least one action")
         return vector
 
     def number(self, value: Any, what: str) -> float:

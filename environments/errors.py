@@ -17,6 +17,6 @@ class EnvironmentFault(Exception):
 
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message that is not empty, or its type if there is none."""
-    if isinstance(error, SystemExit):
+    if isinstance(error, SystemExit) and not isinstance(error.code, str):
         return f"sys.exit({error.code!r}) was called"
     return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)

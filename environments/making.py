@@ -15,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.wrappers import FrameStackObservation
 
 from environments.actions import ActionMap
 from environments.border import Border
@@ -49,7 +50,11 @@ PACKAGES = {
 
 
 def make_env(
-    env_id: str, env_fn: EnvFn | None = None, env_kwargs: Mapping[str, Any] | None = None, **more: Any
+    env_id: str,
+    env_fn: EnvFn | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    frame_stack: int = 1,
+    **more: Any,
 ) -> gym.Env:
     """Make one environment whose observations and actions are flat vectors.
 
@@ -57,6 +62,8 @@ def make_env(
         env_id: a registered id, or `module:Id-v0` to first import `module`, which registers it.
         env_fn: makes the environment instead, if it is not registered; `env_id` is then only its name.
         env_kwargs, more: arguments for the environment's constructor, or for `env_fn`.
+        frame_stack: an observation has those of so many steps, the last one last; in the first steps of an episode
+            the first one repeatedly.
 
     Raises:
         UsageError: there is no such environment, it cannot be made, or its spaces are not supported.
@@ -77,7 +84,14 @@ def make_env(
         with contextlib.suppress(Exception):  # the error that matters is the first one
             env.close()
         raise
-    return Border(env, env_id)
+    border = Border(env, env_id)
+    if frame_stack == 1:
+        return border
+    if border.mask_size:
+        raise UsageError(f"--frame-stack {frame_stack} is not possible with {env_id}, which has an action_mask")
+    stacked = Border(FrameStackObservation(border, frame_stack), env_id)
+    stacked.frame_stack = frame_stack
+    return stacked
 
 
 def check_spaces(env: gym.Env, env_id: str) -> None:
@@ -100,6 +114,7 @@ def make_vector_env(
     env_fn: EnvFn | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     backend: str = "sync",
+    frame_stack: int = 1,
 ) -> VectorEnv:
     """Make `num_envs` copies of an environment that are stepped together; see `make_env` for arguments and errors.
 
@@ -113,12 +128,16 @@ def make_vector_env(
             raise UsageError("--vector-backend envpool has only environments of its own, and no env_fn; use sync")
         if env_kwargs:
             raise UsageError("--env-kwargs is not possible with --vector-backend envpool; use sync")
+        if frame_stack > 1:
+            raise UsageError("--frame-stack is not possible with --vector-backend envpool; use sync")
         make_env(env_id).close()  # for its error messages; and evaluation uses the environment without EnvPool
         return EnvPoolVectorEnv(env_id, num_envs)
-    env_fns = [functools.partial(make_env, env_id, env_fn, env_kwargs)] * num_envs
+    env_fns = [functools.partial(make_env, env_id, env_fn, env_kwargs, frame_stack)] * num_envs
     if backend == "async":
         return ProcessVectorEnv(env_fns, env_id)
-    if env_fn is None and env_id == PENDULUM_V0 and not env_kwargs:  # in NumPy, faster than SyncVectorEnv
+    if (
+        env_fn is None and env_id == PENDULUM_V0 and not env_kwargs and frame_stack == 1
+    ):  # in NumPy, faster than SyncVectorEnv
         return gym.make_vec(env_id, num_envs, "vector_entry_point", autoreset_mode=AutoresetMode.DISABLED)
     return SequentialVectorEnv(env_fns, env_id)
 
@@ -126,11 +145,18 @@ def make_vector_env(
 def make_maps(env: Any) -> tuple[ActionMap, ObservationMap]:
     """The maps to the actions and from the observations of an environment, or vector of them."""
     env = getattr(env, "envs", [env])[0]
-    if isinstance(env, VectorEnv):
-        observations = getattr(env, "declared", env.single_observation_space)
-        return ActionMap(env.single_action_space), ObservationMap(observations)
+    kind = "single_" * isinstance(env, VectorEnv)
+    actions = getattr(env, f"{kind}action_space")
     # A `Border` has flattened the observations; the policy takes them as they were before, too.
-    return ActionMap(env.action_space), ObservationMap(getattr(env, "declared", env.observation_space))
+    observations = getattr(env, "declared", getattr(env, f"{kind}observation_space"))
+    return maps_of(observations, actions, getattr(env, "frame_stack", 1))
+
+
+def maps_of(
+    observations: spaces.Space, actions: spaces.Space, frame_stack: int = 1
+) -> tuple[ActionMap, ObservationMap]:
+    """The maps to actions and from observations of these spaces; see `make_maps`."""
+    return ActionMap(actions, observations=observations), ObservationMap(observations, actions, frame_stack)
 
 
 def reset_all(envs: VectorEnv, seed: int, first: int = 0) -> np.ndarray:

@@ -8,6 +8,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from environments.errors import UsageError
+from environments.structure import MASK, mask_last, mask_size
 
 
 def to_tensor(values: Any, device: str) -> Tensor:
@@ -46,14 +47,17 @@ class ObservationMap:
 
     Args:
         space: the observation space of the environment.
+        actions: its action space; a mask of invalid actions comes last in a flat observation.
+        frame_stack: observations of how many steps it stacks.
 
     Attributes:
         size: entries of a flat observation, D.
     """
 
-    def __init__(self, space: spaces.Space) -> None:
-        self.space = space
+    def __init__(self, space: spaces.Space, actions: spaces.Space | None = None, frame_stack: int = 1) -> None:
+        self.space, self.frame_stack = space, frame_stack
         self.size = spaces.flatdim(space)
+        self.masked = actions is not None and mask_size(space, actions) > 0
 
     def __call__(self, observations: Any) -> tuple[np.ndarray, bool]:
         """Flat observations (N, D), and whether it was only one.
@@ -81,7 +85,10 @@ class ObservationMap:
         raise UsageError(f"observations {what} must be (N, {self.size}), ({self.size},) or of {self.space}")
 
     def _flatten(self, observations: Any) -> np.ndarray:
-        return np.array([spaces.flatten(self.space, observation) for observation in observations])
+        space: Any = self.space
+        if self.masked:
+            space, observations = mask_last(space), [(observation, observation[MASK]) for observation in observations]
+        return np.array([spaces.flatten(space, observation) for observation in observations])
 
 
 def fits(space: Any, observation: Any) -> bool:

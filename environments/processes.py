@@ -150,6 +150,7 @@ class ProcessVectorEnv(AsyncVectorEnv):
             if os.getpid() == parent:  # AsyncVectorEnv makes an environment here, to see its spaces
                 env = env_fns[index]()
                 self.declared = getattr(env, "declared", env.observation_space)
+                self.frame_stack = getattr(env, "frame_stack", 1)
                 self.advice = advice(env)
                 return Worker(env, -1)
             begin_worker(parent)

@@ -114,7 +114,7 @@ class ScaledBeta(Beta):
 class BetaActor(Actor):
     """Has no noise that could be drawn beforehand."""
 
-    def __init__(self, observation_size, nvec, bounded, settings):
+    def __init__(self, observation_size, nvec, bounded, settings, mask_size=0):
         super().__init__()
         self.net = mlp(observation_size, 2 * len(bounded), settings, last_gain=0.01)
 

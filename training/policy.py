@@ -111,13 +111,17 @@ def load_policy(directory: str | Path, env_fn: EnvFn | None = None, best: bool =
     observations, actions = state.get("spaces") or (None, None)
     with fitting(directory):
         if observations and actions:
-            observation_map, action_map = ObservationMap(from_data(observations)), ActionMap(from_data(actions))
+            action_map, observation_map = environments.maps_of(
+                from_data(observations), from_data(actions), config.frame_stack
+            )
         else:
-            with closing(environments.make_env(config.env, env_fn, config.env_kwargs)) as env:
+            with closing(environments.make_env(config.env, env_fn, config.env_kwargs, config.frame_stack)) as env:
                 action_map, observation_map = environments.make_maps(env)
-        actor = make_actor(observation_map.size, action_map.nvec, action_map.bounded, config)
+        if action_map.mask_size and state["format"] < 8:
+            raise UsageError(f"{directory} was trained by a version without action_mask; use the commit in config.json")
+        actor = make_actor(observation_map.size, action_map.nvec, action_map.bounded, config, action_map.mask_size)
         actor.load_state_dict(state["actor"])
-        normalizer = ObservationNormalizer(observation_map.size)
+        normalizer = ObservationNormalizer(observation_map.size, unchanged=action_map.mask_size)
         normalizer.load_state_dict(state["obs_normalizer"])
     return Policy(actor, normalizer, action_map, observation_map), config.env
 
@@ -204,14 +208,14 @@ def evaluate(
         UsageError: the actions of the environment are others than those of the policy.
         EnvironmentFault: the environment returned an observation or reward that is not finite.
     """
-    num_envs = min(episodes, num_envs)
+    num_envs, stacked = min(episodes, num_envs), policy.observation_map.frame_stack
     remaining = np.array([len(range(i, episodes, num_envs)) for i in range(num_envs)])
     current, lengths = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
     returns: list[float] = []
     endless = 0
     with (
         own_generators(seed, policy.device),
-        closing(environments.make_vector_env(env_id, num_envs, env_fn, env_kwargs)) as envs,
+        closing(environments.make_vector_env(env_id, num_envs, env_fn, env_kwargs, frame_stack=stacked)) as envs,
     ):
         if (space := environments.make_maps(envs)[0].space) != policy.action_map.space:
             raise UsageError(f"{env_id} has the actions {space}, and the policy those of {policy.action_map.space}")

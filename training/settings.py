@@ -31,6 +31,8 @@ class RunSettings(NetworkSettings):
     """Arguments for the environment, as a JSON object: '{"g": 5}' for Pendulum-v0."""
     env_fn: str | None = None
     """Function that makes the environment from --env-kwargs, as module:function; --env is only its name."""
+    frame_stack: int = 1
+    """Observations of so many steps in a row are given to the networks, where one does not show all, such as speeds."""
     seed: int = 0
     """Seed of networks, actions and environments: the same seed gives the same results."""
     total_timesteps: int = 100_000
@@ -77,13 +79,17 @@ class RunSettings(NetworkSettings):
 
     def validate(self) -> None:
         """Raise a `UsageError` for the first invalid setting."""
-        for name in ("total_timesteps", "checkpoint_interval"):
+        for name in ("total_timesteps", "checkpoint_interval", "frame_stack"):
             self.check(name, getattr(self, name) > 0, "must be at least 1")
         self.check("eval_interval", self.eval_interval >= 0, "must not be negative")
         self.check("eval_episodes", self.eval_episodes > 0, "must be at least 1")
         if self.target_return is not None:
             self.check("target_return", math.isfinite(self.target_return), "must be finite")
             self.check("target_return", self.eval_interval > 0, "needs --eval-interval")
+        plain = self.frame_stack == 1 or not self.reward_shaping
+        self.check(
+            "frame_stack", plain, "cannot be combined with --reward-shaping, whose potential takes one observation"
+        )
         self.check("seed", 0 <= self.seed < 2**32, "must be between 0 and 4294967295")
         self.check("hidden_sizes", all(size > 0 for size in self.hidden_sizes), "must be positive integers")
         self.check("mean_limit", 0 <= self.mean_limit < math.inf, "must be finite and not negative")

@@ -237,7 +237,7 @@ def test_what_cannot_be_used_is_closed_or_named():
     with pytest.raises(UsageError, match="has the action space Text"):
         make_env("mine", Text)
     assert made[0].closed == 1
-    with pytest.raises(UsageError, match=r"--env mine is a dict, which is not a gymnasium\.Env"):
+    with pytest.raises(UsageError, match=r"the env_fn of mine returned a dict, not a gymnasium\.Env"):
         make_env("mine", dict)
 
 
