@@ -2,6 +2,7 @@
 
     python compare.py --env Pendulum-v0                                          # both modes, ten seeds each
     python compare.py --env Pendulum-v0 --curves step-textbook step epoch        # or these curves
+    python compare.py --env Pendulum-v0 --curve "large batches: --sample-size 512"    # and one of your own
     python compare.py --from-results                                             # no training: draw all figures again
 
 What is in the folder of results already is not trained again; a run that was interrupted goes on. For each environment
@@ -26,11 +27,22 @@ from typing import Annotated, Any
 
 import gymnasium as gym
 import numpy as np
+import tyro
 
 import environments
 from environments import UsageError
 from training.cli import JSON, fail, tyro_cli
-from training.comparison import CURVES, RANDOM, CurveName, Results, interval, iqm, probability_of_improvement, solved
+from training.comparison import (
+    CURVES,
+    RANDOM,
+    CurveName,
+    Results,
+    interval,
+    iqm,
+    own_curve,
+    probability_of_improvement,
+    solved,
+)
 from training.experiments import WINDOW, Task, train_all
 from training.files import check_writable, file_name
 from training.policy import closing
@@ -50,6 +62,8 @@ class Config:
     """Arguments for the environment, as a JSON object; they become part of the names of files."""
     curves: tuple[CurveName, ...] = ("step", "epoch")
     """Curves to train. Figure and table show all curves in the folder of results."""
+    curve: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A curve of your own, as "name: --flags" of the epoch update, or "name: step --flags"; can be repeated."""
     seeds: int = 10
     """Number of seeds, 0 and up; at least two, for an interval."""
     total_timesteps: int = 100_000
@@ -68,6 +82,8 @@ class Config:
         for name, least in (("seeds", 2), ("total_timesteps", 1), ("workers", 1)):
             if getattr(self, name) < least:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least {least}")
+        for text in self.curve:
+            own_curve(text)
         if not self.curves:
             raise UsageError(f"--curves needs at least one of {', '.join(CURVES)}")
         check_writable("--results", self.results)
@@ -87,7 +103,7 @@ def table(results: Results) -> list[str]:
     head += [] if threshold is None else [f"timesteps to {threshold:g}", f"seconds to {threshold:g}"]
     rows = [[*head, "seconds in all"], ["---"] * (len(head) + 1)]
     for curve in results.curves:
-        label, _, flags, *_ = CURVES[curve]
+        label, _, flags, *_ = results.curve(curve)
         scores = results.scores(curve)
         low, high = interval(scores)
         row = [label, f"`{flags}`" if flags else "defaults", f"{iqm(scores):.1f} ({low:.1f} to {high:.1f})"]
@@ -110,7 +126,7 @@ def draw(results: Results, img_dir: Path) -> list[Path]:
     figure = Figure(figsize=(10, 5.4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for curve in results.curves:
-        label, _, _, color, dashes, marker = CURVES[curve]
+        label, _, _, color, dashes, marker = results.curve(curve)
         timesteps, seconds, returns = results.history(curve)
         known = ~np.isnan(returns).any(axis=0)
         if not known.any():  # runs shorter than an episode
@@ -165,18 +181,23 @@ def compare(config: Config) -> int:
             f"--total-timesteps {config.total_timesteps}: {results.paths[0]} holds runs of {results.timesteps};"
             " choose that, or another folder for --results"
         )
+    own = dict(map(own_curve, config.curve))
+    for name, settings in own.items():
+        results.add_own(name, settings)
     todo = {
-        Task(CURVES[curve].script, config.env, config.total_timesteps, CURVES[curve].flags, seed, kwargs): curve
+        Task(
+            results.curve(name).script, config.env, config.total_timesteps, results.curve(name).flags, seed, kwargs
+        ): name
         for seed in range(config.seeds)
-        for curve in config.curves
-        if seed not in results.seeds(curve)
+        for name in (*own, *config.curves)
+        if seed not in results.seeds(name)
     }
-    if not any(row["curve"] == RANDOM for row in results.runs):
-        results.keep_random(config.env, config.total_timesteps, config.env_kwargs)
     failed = train_all(list(todo), config.workers, lambda task, score: results.keep(todo[task], task, score))
     if failed:
         print(f"{failed} of {len(todo)} runs failed; the same command tries them again", file=sys.stderr)
         return 1
+    if not any(row["curve"] == RANDOM for row in results.runs):
+        results.keep_random(config.env, config.total_timesteps, config.env_kwargs)
     report(results, config.img_dir)
     return 0
 

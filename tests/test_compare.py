@@ -139,6 +139,30 @@ def test_the_same_results_give_the_same_pictures(forked, tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_curves_of_a_persons_own(forked, tmp_path):
+    flags = ["--env", "CartPole-v1", "--total-timesteps", 600, "--seeds", 2, "--workers", 2, "--curves", "epoch"]
+    own = ["--curve", "small batches: --num-envs 2 --sample-size 8", "--curve", "slow: step --actor-lr 1e-5"]
+    result = forked(COMPARE, *flags, *own)
+    assert result.returncode == 0, result.stderr
+    assert "| small batches | `--num-envs 2 --sample-size 8` |" in result.stdout
+    assert "| slow | `--actor-lr 1e-5` |" in result.stdout
+    results = Results(tmp_path / "results", "CartPole-v1")
+    assert results.curves == ["epoch", "small batches", "slow"]
+    assert results.seeds("slow") == [0, 1]
+    run = Task("step", "CartPole-v1", 600, "--actor-lr 1e-5", 1).directory
+    assert (tmp_path / run / "checkpoint.pt").exists()
+    files = {path: path.read_bytes() for path in (tmp_path / "results").iterdir()}
+    again = forked(COMPARE, *flags, *own)  # nothing is trained again
+    assert again.stdout == result.stdout[result.stdout.index("\nCartPole") :]
+    result = forked(COMPARE, *flags, "--curve", "slow: step --actor-lr 1e-6")
+    assert result.returncode == 2
+    assert "has it with step --actor-lr 1e-5; choose another name" in result.stderr
+    result = forked(COMPARE, *flags, "--curve", "new: --actor-lrs 1")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "--actor-lrs" in result.stderr
+    assert {path: path.read_bytes() for path in (tmp_path / "results").iterdir()} == files
+
+
 def edited(path, old, new):
     text = path.read_text()
     assert old in text
@@ -173,6 +197,9 @@ def test_broken_results_are_refused_and_left_alone(tmp_path, part, old, new, mes
     ("flags", "message"),
     [
         (("--curves", "sideways"), "sideways"),
+        (("--curve", "no flags"), '--curve "no flags" must be "name: --flags" or "name: step --flags"'),
+        (("--curve", "a: b"), '--curve "a: b" must be'),
+        (("--curve", "epoch: --gamma 0.9"), "epoch is the name of another curve"),
         (("--seeds", "0"), "--seeds 0 must be at least 2"),
         (("--env", "Pendulum-v7"), "--env Pendulum-v7"),
         (("--total-timesteps", "5000"), "holds runs of 1000; choose that, or another folder"),

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium import spaces
 from scipy import stats
 
 import environments
@@ -41,6 +41,9 @@ CURVES = {
     "epoch-neither": Curve("epoch, neither of them", "epoch", "--gae-lambda 0 --no-obs-norm", "#CC79A7", "-.", "X"),
 }
 CurveName = Literal["step", "step-textbook", "epoch", "epoch-no-gae", "epoch-no-obs-norm", "epoch-neither"]
+OWN_STYLES = [("#000000", "-", "P"), ("#999999", "--", "*"), ("#8C564B", "-.", "<"), ("#7F3C8D", ":", ">")]
+"""Color, dashes and marker of curves of a person's own, in their order."""
+SCRIPTS = ("step", "epoch")
 RANDOM = "random"
 """In place of a curve's name: a policy that acts at random."""
 
@@ -50,6 +53,23 @@ COLUMNS = [
     ["curve", "timestep", "return"],
 ]
 """Columns of the three files."""
+
+
+def own_curve(text: str) -> tuple[str, str]:
+    """The name and the settings, as `results/` has them, of a curve given as `name: flags` or `name: step flags`.
+
+    Raises:
+        UsageError: it is given in another way, or the name is taken.
+    """
+    name, colon, flags = (part.strip() for part in text.partition(":"))
+    script, *others = flags.split() or [""]
+    if script not in SCRIPTS:
+        script, others = "epoch", flags.split()
+    if not name or not colon or not others or not others[0].startswith("--"):
+        raise UsageError(f'--curve "{text}" must be "name: --flags" or "name: step --flags"')
+    if name in (*CURVES, RANDOM):
+        raise UsageError(f'--curve "{text}": {name} is the name of another curve; choose one of your own')
+    return name, " ".join([script, *others])
 
 
 class Results:
@@ -67,6 +87,11 @@ class Results:
         self.name = name
         self.paths = [folder / f"compare_{name}{part}.csv" for part in ("", "_curves", "_episodes")]
         self.tables = self.runs, self.points, self.episodes = [*map(read_csv, self.paths, COLUMNS)]
+        self.own: dict[str, str] = {}
+        """Curves of a person's own: their settings by their names."""
+        for row in self.runs:
+            if row["curve"] not in (*CURVES, RANDOM) and row["settings"].partition(" ")[0] in SCRIPTS:
+                self.own.setdefault(row["curve"], row["settings"])
         for path, rows in zip(self.paths, self.tables, strict=True):
             for line, row in enumerate(rows, 2):
                 try:
@@ -75,8 +100,9 @@ class Results:
                             (int if column in ("seed", "timestep", "timesteps") else float)(value)
                 except ValueError as error:
                     raise UsageError(f"{path}, line {line}: {error}; put the file back as it was") from error
-                if row["curve"] not in (*CURVES, RANDOM):
-                    raise UsageError(f"{path}, line {line}: {row['curve']} is none of {', '.join(CURVES)}")
+                if row["curve"] not in (*CURVES, *self.own, RANDOM):
+                    names = ", ".join([*CURVES, *self.own])
+                    raise UsageError(f"{path}, line {line}: {row['curve']} is none of {names}")
         if len({row["timesteps"] for row in self.runs}) > 1:
             raise UsageError(f"{self.paths[0]} holds runs of different timesteps; put it back as it was")
 
@@ -84,7 +110,20 @@ class Results:
     def curves(self) -> list[str]:
         """The names of the curves with results."""
         there = {row["curve"] for row in self.runs}
-        return [name for name in CURVES if name in there]
+        return [name for name in (*CURVES, *self.own) if name in there]
+
+    def curve(self, name: str) -> Curve:
+        """The curve of a name; those of a person's own have the styles that are left."""
+        if name in CURVES:
+            return CURVES[name]
+        script, _, flags = self.own[name].partition(" ")
+        style = OWN_STYLES[list(self.own).index(name) % len(OWN_STYLES)]
+        return Curve(name, script, flags, *style)
+
+    def add_own(self, name: str, settings: str) -> None:
+        """Add a curve of a person's own; raises a `UsageError` if there are runs of it with other settings."""
+        if self.own.setdefault(name, settings) != settings:
+            raise UsageError(f'--curve "{name}": {self.paths[0]} has it with {self.own[name]}; choose another name')
 
     @property
     def timesteps(self) -> int:
@@ -127,7 +166,8 @@ class Results:
         for curve in self.curves:
             missing = set(seeds).difference(self.seeds(curve))
             if missing:
-                command = f"compare.py --env {self.name} --curves {curve} --total-timesteps {self.timesteps}"
+                which = f'--curve "{curve}: {self.own[curve]}"' if curve in self.own else f"--curves {curve}"
+                command = f"compare.py --env {self.name} {which} --total-timesteps {self.timesteps}"
                 raise UsageError(f"{self.paths[0]} has no seed {min(missing)} of {curve}; python {command} trains it")
             if self.seeds(curve) != list(seeds):
                 raise UsageError(f"{self.paths[0]} has a seed of {curve} twice; put it back as it was")
@@ -154,12 +194,12 @@ class Results:
                     {"curve": curve, "timestep": row["timestep"], "return": f"{float(row['return']):.6g}"}
                     for row in csv.DictReader(file)
                 ]
-        self._add(curve, task.seed, task.timesteps, score, points[-1][1], task.flags)
+        self._add(curve, task.seed, task.timesteps, score, points[-1][1], self.own.get(curve, task.flags))
 
     def keep_random(self, env: str, timesteps: int, env_kwargs: Mapping[str, Any]) -> None:
         """Add the random policy."""
         with closing(environments.make_env(env, None, env_kwargs)) as made:
-            policy = RandomPolicy(made.action_space)
+            policy = RandomPolicy(made)
         score = evaluate(policy, env, episodes=EPISODES, seed=0, env_kwargs=env_kwargs)
         self._add(RANDOM, 0, timesteps, score | {"commit": commit()}, 0.0, "")
 
@@ -170,7 +210,7 @@ class Results:
         self._write()
 
     def _write(self) -> None:
-        order = [*CURVES, RANDOM]
+        order = [*CURVES, *self.own, RANDOM]
         # The runs last: a row of theirs promises that the other files are complete.
         for path, columns, rows in list(zip(self.paths, COLUMNS, self.tables, strict=True))[::-1]:
             rows.sort(key=lambda row: (order.index(row["curve"]), int(row.get("seed", 0))))
@@ -182,8 +222,9 @@ class RandomPolicy(Policy):
 
     device = torch.device("cpu")
 
-    def __init__(self, space: spaces.Space) -> None:
-        self.space = space
+    def __init__(self, env: gym.Env) -> None:
+        self.action_map, self.observation_map = environments.make_maps(env)
+        self.space = env.action_space
         self.space.seed(0)
 
     def __call__(self, observations: np.ndarray, stochastic: bool = False) -> np.ndarray:

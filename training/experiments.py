@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -82,6 +83,9 @@ def train_all(
 
     Returns:
         How many failed.
+
+    Raises:
+        UsageError: the settings of a run are invalid; the others are stopped.
     """
     stop, failed, through = Event(), 0, 0
     with ThreadPoolExecutor(workers) as pool:
@@ -117,6 +121,7 @@ def train(task: Task, stop: Event, episodes: int) -> dict[str, Any]:
     """Train one run, or go on with it, and score it; returns its score and the commit that it was trained with.
 
     Raises:
+        UsageError: its settings are invalid.
         FailedError: it failed, or was told to `stop`.
     """
     directory = task.directory
@@ -124,7 +129,7 @@ def train(task: Task, stop: Event, episodes: int) -> dict[str, Any]:
         where = ["--resume", directory]
     else:
         shutil.rmtree(directory, ignore_errors=True)
-        where = ["--env", task.env, "--seed", task.seed, "--total-timesteps", task.timesteps, *task.flags.split()]
+        where = ["--env", task.env, "--seed", task.seed, "--total-timesteps", task.timesteps, *shlex.split(task.flags)]
         where += ["--run-dir", directory, "--env-kwargs", task.env_kwargs]
     script = f"a2c_algorithm_{task.script}_update.py"
     call(stop, directory, script, *where, "--img-dir", directory, "--quiet")
@@ -177,6 +182,8 @@ def call(stop: Event, directory: Path, script: str, *args: object) -> str:
                 pass
     if process.returncode or stop.is_set():
         why = (err.strip().splitlines() or [f"{script} ended with exit status {process.returncode}"])[-1]
+        if process.returncode == 2:
+            raise UsageError(why.partition("error: ")[2] or why)
         raise FailedError(f"{directory}: {why}")
     return out
 
