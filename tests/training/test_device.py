@@ -74,6 +74,7 @@ def test_a_rollout_waits_for_the_gpu_only_for_actions():
 
     class NoRun:
         progress = 0.0
+        generator = torch.Generator("cuda")
 
         def __getattr__(self, name):
             return lambda *args: None
@@ -84,5 +85,5 @@ def test_a_rollout_waits_for_the_gpu_only_for_actions():
         torch.cuda.set_sync_debug_mode("warn")
         epoch.collect(envs, observations, learner, NoRun())
         torch.cuda.set_sync_debug_mode("default")
-    waits = [warning for warning in caught if "synchroniz" in str(warning.message)]
+    waits = [warning for warning in caught if "called a synchronizing" in str(warning.message)]
     assert len(waits) == config.sample_size // config.num_envs
