@@ -43,6 +43,7 @@ TABLES: dict[str, Callable[[], None]] = {
     "throughput": speed.print_throughput,
     "time_to_solve": speed.print_time_to_solve,
     "mujoco_speed": speed.print_mujoco_speed,
+    "backends": scaling.print_backends,
     "scaling": scaling.print_tables,
     "memory": resources.print_memory,
     "checkpoint": resources.print_checkpoint,

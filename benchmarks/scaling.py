@@ -1,10 +1,12 @@
-"""Timesteps a second against ranks on this machine, and a model of what more machines would do.
+"""Timesteps a second of each way to use several cores, and a model of what more machines would do.
 
-    python -m benchmarks.scaling              # some ten minutes, into results/scaling.csv
-    python -m benchmarks.scaling --table      # no measuring: print the tables of what is there, draw img/scaling.png
+    python -m benchmarks.scaling                    # some 40 minutes, into results/backends.csv and results/scaling.csv
+    python -m benchmarks.scaling --only backends    # one of them
+    python -m benchmarks.scaling --table            # no measuring: print the tables, draw img/scaling.png
 
-Measured: the epoch update's defaults on HalfCheetah-v4, by one rank and by two, and how long an all-reduce takes
-between two ranks on loopback. Everything is measured in turn, and the median of the rounds taken.
+Measured: environments that take so long a step, stepped one after the other (sync), in processes (async), by EnvPool,
+or by two ranks; and how long an all-reduce takes between two ranks on loopback. Everything is measured in turn, and the
+median of the rounds taken.
 
 The model is of machines that each step `num_envs` environments of their own, so that the batch grows with them:
 
@@ -17,6 +19,7 @@ the network between them has the latency and the bandwidth below, plus what an a
 both, which is calling and copying.
 """
 
+import itertools
 import math
 import time
 from dataclasses import dataclass
@@ -24,6 +27,7 @@ from functools import cache
 from statistics import median
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 import tyro
@@ -31,13 +35,26 @@ from gymnasium import spaces
 
 import a2c_algorithm_epoch_update as epoch
 import environments
-from benchmarks.measuring import PROJECT, Measurements, print_table, python, rate
+from benchmarks import measuring
+from benchmarks.measuring import PROJECT, Measurements, measure_and_show, print_table, python, rate
 from training.ranks import Ranks
 
+BACKENDS = Measurements("backends", "environment", "environments", "backend", "round", "timesteps_per_second")
 SCALING = Measurements("scaling", "what", "size", "round", "value")
 FIGURE = PROJECT / "img" / "scaling.png"
 ENV, TIMESTEPS = "HalfCheetah-v4", 600_000
 RANKS = (1, 2)
+ROUNDS = 3
+SLOW = "--env-fn benchmarks.scaling:Slow --env-kwargs"
+CASES = {
+    "waits 5 ms": (8, 4_096, [*SLOW.split(), '{"ms": 5}']),
+    "waits 1 ms": (8, 12_288, [*SLOW.split(), '{"ms": 1}']),
+    "computes for 1 ms": (8, 12_288, [*SLOW.split(), '{"ms": 1, "busy": true}']),
+    "HalfCheetah-v4": (16, 500_000, ["--env", "HalfCheetah-v4"]),
+    "Humanoid-v4": (64, 500_000, ["--env", "Humanoid-v4"]),
+}
+"""Environments: how many are stepped together, timesteps, and flags."""
+BACKEND_FLAGS = {"sync": [], "async": ["async"], "EnvPool": ["envpool"], "two ranks": []}
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 SIZES = (4, 1_000, 10_000, 100_000, 1_000_000)
 """Bytes of the all-reduces that are timed."""
@@ -47,13 +64,61 @@ LATENCY, BANDWIDTH = 30e-6, 10e9 / 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    """Measure how the epoch update scales with ranks, and print the tables of the measurements and of the model."""
+class Config(measuring.Config):
+    """Measure how the epoch update scales with cores, and print the tables of the measurements and of the model."""
 
-    table: bool = False
-    """Measure nothing: print the tables of what is there, and draw the figure."""
     all_reduce: bool = False
     """Time all-reduces, as one of the ranks that torchrun started (what the benchmark starts)."""
+
+
+class Slow(gym.Env):
+    """An environment of which a step takes `ms` milliseconds, in which it waits, as for a robot, or computes."""
+
+    def __init__(self, ms: float, busy: bool = False) -> None:
+        self.seconds, self.busy = ms / 1000, busy
+        self.observation_space, self.action_space = spaces.Box(-1, 1, (17,)), spaces.Box(-1, 1, (6,))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.np_random.uniform(-1, 1, 17).astype(np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        end = time.perf_counter() + self.seconds
+        if not self.busy:
+            time.sleep(self.seconds)
+        while time.perf_counter() < end:
+            pass
+        self.steps += 1
+        return self.np_random.uniform(-1, 1, 17).astype(np.float32), 0.0, False, self.steps == 100, {}
+
+
+def measure_backends() -> None:
+    """Take what is not measured yet: each backend with each environment that it has."""
+    for r, (name, (num_envs, timesteps, flags)) in itertools.product(range(ROUNDS), CASES.items()):
+        for backend, how in BACKEND_FLAGS.items():
+            row = {"environment": name, "environments": num_envs, "backend": backend, "round": r}
+            if BACKENDS.rows(**row) or (backend == "EnvPool" and name not in gym.registry):
+                continue
+            sizes = ["--num-envs", num_envs, "--sample-size", 8 * num_envs, "--total-timesteps", timesteps]
+            launcher = [*TORCHRUN, 2] if backend == "two ranks" else ()
+            chosen = ["--vector-backend", *how] if how else []
+            value = rate("epoch", *flags, *sizes, *chosen, "--quiet", launcher=launcher)
+            BACKENDS.add(row | {"timesteps_per_second": f"{value:.6g}"})
+
+
+def print_backends() -> None:
+    """The table of backends: timesteps a second, and against sync in the same round."""
+    rows = []
+    for name, (num_envs, *_) in CASES.items():
+        cells = [name, str(num_envs)]
+        sync = BACKENDS.by_round(environment=name, backend="sync")
+        for backend in BACKEND_FLAGS:
+            found = BACKENDS.by_round(environment=name, backend=backend)
+            ratio = median(found[r] / sync[r] for r in found) if found else 0
+            cells.append(f"{median(found.values()):,.0f} ({ratio:.2f})" if found else "")
+        rows.append(" | ".join(cells))
+    print_table(f"a step of the environment | environments | {' | '.join(BACKEND_FLAGS)}", rows)
 
 
 def time_all_reduces() -> None:
@@ -72,7 +137,7 @@ def time_all_reduces() -> None:
 
 def measure() -> None:
     """Take what is not measured yet."""
-    for r in range(3):
+    for r in range(ROUNDS):
         for ranks in RANKS:
             row = {"what": "train", "size": ranks, "round": r}
             if not SCALING.rows(**row):
@@ -180,14 +245,18 @@ def draw() -> None:
     figure.savefig(FIGURE, dpi=100)
 
 
+def show() -> None:
+    """Print the tables of ranks and machines, and draw the figure."""
+    print_tables()
+    draw()
+
+
 def main(config: Config) -> None:
     if config.all_reduce:
         time_all_reduces()
         return
-    if not config.table:
-        measure()
-    print_tables()
-    draw()
+    benchmarks = {"backends": (measure_backends, print_backends), "ranks": (measure, show)}
+    measure_and_show(config, benchmarks)
 
 
 if __name__ == "__main__":

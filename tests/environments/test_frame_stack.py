@@ -13,21 +13,6 @@ import a2c_algorithm_epoch_update as epoch
 from environments import UsageError, make_env, make_vector_env, reset_all
 from training import evaluate, load_policy
 
-HIDDEN = """
-import gymnasium as gym
-import numpy as np
-
-class NoSpeed(gym.ObservationWrapper):
-    def __init__(self, env):
-        super().__init__(env)
-        self.observation_space = gym.spaces.Box(-5, 5, (2,))
-
-    def observation(self, observation):
-        return observation[[0, 2]]
-
-gym.register("NoSpeed-v0", lambda: NoSpeed(gym.make("CartPole-v1")))
-"""
-
 
 class Counts(gym.Env):
     """Observes the number of the step, as a Dict."""
@@ -66,8 +51,7 @@ def test_the_last_observation_comes_last(backend):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [EPOCH, STEP])
 def test_a_run_is_resumed_to_the_bit_and_played(name, forked, tmp_path):
-    (tmp_path / "hidden.py").write_text(HIDDEN)
-    flags = ["--env", "hidden:NoSpeed-v0", "--frame-stack", 4, "--quiet", "--checkpoint-interval", 512]
+    flags = ["--env", "velocity_free:CartPoleNoVel-v1", "--frame-stack", 4, "--quiet", "--checkpoint-interval", 512]
     assert forked(name, *flags, "--run-dir", "whole", "--total-timesteps", 2_048).returncode == 0
     assert forked(name, *flags, "--run-dir", "short", "--total-timesteps", 1_024).returncode == 0
     assert forked(name, "--resume", "short", "--total-timesteps", 2_048).returncode == 0
@@ -89,15 +73,10 @@ def test_a_run_is_resumed_to_the_bit_and_played(name, forked, tmp_path):
 
 @pytest.mark.slow
 def test_what_one_observation_does_not_show_is_learned(tmp_path):
-    def make():
-        env = gym.make("CartPole-v1")
-        space = spaces.Box(-5, 5, (2,))
-        return gym.wrappers.TransformObservation(env, lambda observation: observation[[0, 2]], space)
-
-    settings = {"env": "NoSpeed", "img_dir": tmp_path, "total_timesteps": 30_000, "quiet": True}
+    settings = {"env": "velocity_free:CartPoleNoVel-v1", "img_dir": tmp_path, "total_timesteps": 30_000, "quiet": True}
     for frames in (1, 4):
-        run = epoch.train(epoch.Config(run_dir=tmp_path / f"{frames}", frame_stack=frames, **settings), make)
-        score = evaluate(run.policy, "NoSpeed", 20, seed=5, env_fn=make)["mean_return"]
+        run = epoch.train(epoch.Config(run_dir=tmp_path / f"{frames}", frame_stack=frames, **settings))
+        score = evaluate(run.policy, settings["env"], 20, seed=5)["mean_return"]
         assert (score > 300) == (frames == 4), score
 
 
