@@ -45,9 +45,8 @@ class Config(RunSettings):
     """Coefficient of the entropy bonus, weighted by the absolute TD error. Raise it if exploration stops too early."""
     repeat_noise: float = 0.9
     """Probability of reusing the previous step's sampling noise, since exploring often takes many similar actions in a
-    row. It falls to 0 with the fourth power of the time left. 0 samples all actions independently."""
-    scale_by_std: bool = True
-    """Continuous actions: multiply the actor's learning rate by the standard deviation of the policy, if below 1."""
+    row; for actions of A entries, its A-th power. It falls to 0 with the fourth power of the time left. 0 samples all
+    actions independently."""
     obs_norm: bool = True
     """Normalize observations by their running mean and standard deviation."""
     reward_norm: bool = True
@@ -75,7 +74,6 @@ TEXTBOOK: dict[str, Any] = {
     "trace_lambda": 0.0,
     "anneal_lr": False,
     "repeat_noise": 0.0,
-    "scale_by_std": False,
     "layer_norm": False,
     "obs_norm": False,
     "reward_norm": False,
@@ -147,7 +145,7 @@ def train(config: Config, env_fn: EnvFn | None = None, callback: Callback | None
                 reward = float(reward) + shaping(loop.observation, next_observation, terminated).item()
             outcome = Outcome(reward=reward, terminated=terminated, truncated=truncated, lr_scale=lr_scale)
             inputs = observation_tensor(next_observation, config.device), to_tensor([*outcome], config.device)
-            probability = config.repeat_noise * (1.0 - run.progress) ** 4
+            probability = config.repeat_noise**action_map.size * (1.0 - run.progress) ** 4
             if not probability or torch.rand((), generator=run.generator, device=config.device) >= probability:
                 loop.noise = learner.actor.network.noise(generator=run.generator)
             loop.state, loop.action, loop.env_action, statistics = learner.learn_and_act(
@@ -273,8 +271,6 @@ class A2C:
         objective = log_prob + self.config.ent_coef * delta.sign() * pi.entropy()
         (policy_gradient,) = torch.autograd.grad(objective, self.actor.theta)
         self.critic_optimizer.step(value_gradient, delta, lr_scale)
-        if self.config.scale_by_std:
-            lr_scale = lr_scale * self.actor.network.lr_factor(pi)
         self.actor_optimizer.step(policy_gradient, delta, lr_scale)
         return torch.stack(Statistics(td_error=delta, value=value.detach(), log_prob=log_prob.detach()))
 

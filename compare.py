@@ -39,11 +39,11 @@ from training.comparison import (
     Results,
     interval,
     iqm,
-    own_curve,
+    own_curves,
     probability_of_improvement,
     solved,
 )
-from training.experiments import WINDOW, Task, train_all
+from training.experiments import WINDOW, Task, digest, train_all
 from training.files import check_writable, file_name
 from training.policy import closing
 from utils import plot_returns
@@ -82,8 +82,7 @@ class Config:
         for name, least in (("seeds", 2), ("total_timesteps", 1), ("workers", 1)):
             if getattr(self, name) < least:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least {least}")
-        for text in self.curve:
-            own_curve(text)
+        own_curves(self.curve)
         if not self.curves:
             raise UsageError(f"--curves needs at least one of {', '.join(CURVES)}")
         check_writable("--results", self.results)
@@ -174,14 +173,14 @@ def compare(config: Config) -> int:
     with closing(environments.make_env(config.env, None, config.env_kwargs)):  # raises if there is no such environment
         pass
     kwargs = json.dumps(config.env_kwargs, sort_keys=True)
-    suffix = re.sub(r"[^\w.]+", "-", kwargs).rstrip("-") if config.env_kwargs else ""
+    suffix = f"{re.sub(r'[^a-zA-Z0-9_.]+', '-', kwargs).rstrip('-')}-{digest(kwargs)}" if config.env_kwargs else ""
     results = Results(config.results, file_name(config.env) + suffix)
     if results.runs and results.timesteps != config.total_timesteps:
         raise UsageError(
             f"--total-timesteps {config.total_timesteps}: {results.paths[0]} holds runs of {results.timesteps};"
             " choose that, or another folder for --results"
         )
-    own = dict(map(own_curve, config.curve))
+    own = own_curves(config.curve)
     for name, settings in own.items():
         results.add_own(name, settings)
     todo = {

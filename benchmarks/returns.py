@@ -79,7 +79,6 @@ VARIANTS = {
         "no layer normalization": "--no-layer-norm",
         "constant learning rates": "--no-anneal-lr",
         "independent noise": "--repeat-noise 0",
-        "learning rate not scaled by the standard deviation": "--no-scale-by-std",
         "unlimited mean": "--mean-limit 0",
         "textbook": "--textbook",
     },

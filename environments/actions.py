@@ -6,7 +6,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from environments.errors import UsageError
-from environments.structure import choices, mask_size
+from environments.masks import choices, mask_size
 
 UNBOUNDED = 1e9
 """Size from which on a bound of continuous actions is none: some environments write 1e38 or an integer's maximum."""

@@ -11,17 +11,8 @@ import numpy as np
 from gymnasium import spaces
 
 from environments.errors import EnvironmentFault, UsageError
-from environments.structure import (
-    MASK,
-    MaskInObservation,
-    choices,
-    flat_actions,
-    has_mask,
-    mask_last,
-    mask_size,
-    numeric_part,
-    structured,
-)
+from environments.masks import MASK, MaskInObservation, choices, has_mask, mask_last, mask_size
+from environments.structure import flat_actions, numeric_part, structured
 
 IN_USE: weakref.WeakValueDictionary[int, gym.Env] = weakref.WeakValueDictionary()
 """The environments that were made and not closed yet, by their `id`."""
@@ -79,10 +70,11 @@ class Border(gym.Wrapper):
         result = self.env.reset(seed=seed, options=options)
         if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
             raise self.fault("reset() returned", result, "(observation, info)")
-        if MASK in result[1] and choices(self.action_space) and self.registers and not self.mask_size:
+        maskable = self.registers and not self.mask_size and choices(self.action_space)
+        if maskable and (MASK in result[1] or has_mask(self.env, self.action_space)):
             raise EnvironmentFault(
-                f"{self.name}: reset() returned an {MASK} in info, which is used only if the environment has an"
-                f" attribute {MASK}; set one to True, or to False to ignore it"
+                f"{self.name} has an {MASK}, which is used only if it has an attribute {MASK} before the first reset():"
+                f" set self.{MASK} = True in its constructor, or False to ignore the mask"
             )
         return self.observation(result[0], "reset()"), result[1]
 
@@ -93,13 +85,11 @@ class Border(gym.Wrapper):
         if not isinstance(result, tuple) or len(result) != 5:
             raise self.fault("step() returned", result, "(observation, reward, terminated, truncated, info)")
         observation, reward, terminated, truncated, info = result
-        return (
-            self.observation(observation, "step()"),
-            float(reward) if isinstance(reward, float) else self.number(reward, "reward"),
-            terminated if type(terminated) is bool else self.flag(terminated, "terminated"),
-            truncated if type(truncated) is bool else self.flag(truncated, "truncated"),
-            info,
-        )
+        reward = float(reward) if isinstance(reward, float) else self.number(reward, "reward")
+        terminated = terminated if type(terminated) is bool else self.flag(terminated, "terminated")
+        truncated = truncated if type(truncated) is bool else self.flag(truncated, "truncated")
+        vector = self.observation(observation, "step()", last=terminated or truncated)
+        return vector, reward, terminated, truncated, info
 
     def seed_generators(self, seed: int) -> None:
         """Seed the generators of the environment and of its spaces, in case its `reset` does not.
@@ -119,8 +109,8 @@ class Border(gym.Wrapper):
                         value.bit_generator.state = type(value.bit_generator)(seed).state
             env = env.env if isinstance(env, gym.Wrapper) else None
 
-    def observation(self, observation: Any, source: str) -> np.ndarray:
-        """An observation as a vector (D,) of the declared type."""
+    def observation(self, observation: Any, source: str, last: bool = False) -> np.ndarray:
+        """An observation as a vector (D,) of the declared type; `last`: of an episode."""
         try:
             values = (observation, observation[MASK]) if self.mask_size else observation
             values = values if self.is_vector else spaces.flatten(self.flattened, values)
@@ -131,8 +121,16 @@ class Border(gym.Wrapper):
             raise self.fault(f"{source} returned the observation", observation, f"one of {self.declared}") from error
         if vector.shape != self.vector_shape:
             raise self.fault(f"{source} returned the observation", observation, f"one of {self.declared}")
-        if self.mask_size and not np.maximum.reduceat(vector[-self.mask_size :], self.first_choices).all():
-            raise self.fault(f"{source} returned the {MASK}", observation[MASK], "1 for at least one action")
+        if self.mask_size:
+            mask = vector[-self.mask_size :]
+            if ((mask != 0) & (mask != 1)).any():
+                raise self.fault(
+                    f"{source} returned the {MASK}", observation[MASK], "1 for valid actions, 0 for others"
+                )
+            if not np.maximum.reduceat(mask, self.first_choices).all():
+                if not last:
+                    raise self.fault(f"{source} returned the {MASK}", observation[MASK], "1 for at least one action")
+                mask[:] = 1  # no action follows; without a valid one, probabilities would not be finite
         return vector
 
     def number(self, value: Any, what: str) -> float:

@@ -88,7 +88,9 @@ def make_env(
     if frame_stack == 1:
         return border
     if border.mask_size:
-        raise UsageError(f"--frame-stack {frame_stack} is not possible with {env_id}, which has an action_mask")
+        raise UsageError(
+            f"--frame-stack {frame_stack} is not possible with {env_id}, which has an action_mask; remove one"
+        )
     stacked = Border(FrameStackObservation(border, frame_stack), env_id)
     stacked.frame_stack = frame_stack
     return stacked

@@ -8,7 +8,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from environments.errors import UsageError
-from environments.structure import MASK, mask_last, mask_size
+from environments.masks import MASK, mask_last, mask_size
 
 
 def to_tensor(values: Any, device: str) -> Tensor:

@@ -2,14 +2,10 @@
 
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from environments.errors import EnvironmentFault, UsageError
-
-MASK = "action_mask"
-"""Gymnasium's name for what says which discrete actions are valid: an entry of `info` or of a Dict of observations."""
+from environments.errors import UsageError
 
 
 def numeric_part(space: spaces.Space) -> spaces.Space | None:
@@ -62,93 +58,6 @@ def flat_actions(space: spaces.Space, env_id: str) -> spaces.Space:
                 " all Discrete, MultiDiscrete and MultiBinary"
             )
     return spaces.MultiDiscrete(nvec, start=start)
-
-
-def choices(space: Any) -> list[int]:
-    """The number of values of each entry of a flat action space, if these are discrete; else nothing."""
-    if isinstance(space, spaces.Discrete):
-        return [int(space.n)]
-    if isinstance(space, spaces.MultiDiscrete):
-        return [int(n) for n in space.nvec.ravel()]
-    return [2] * int(np.prod(space.shape)) if isinstance(space, spaces.MultiBinary) else []
-
-
-def mask_size(observations: spaces.Space | None, actions: spaces.Space) -> int:
-    """Entries of the mask of invalid actions in a Dict of observations: one per value of each action; 0 without mask.
-
-    Raises:
-        UsageError: the mask has another size.
-    """
-    size = sum(choices(actions))
-    if not size or not isinstance(observations, spaces.Dict) or MASK not in observations.spaces:
-        return 0
-    if spaces.flatdim(observations[MASK]) != size:
-        raise UsageError(f"{MASK} is {observations[MASK]}, which must have an entry per value of {actions}: {size}")
-    return size
-
-
-def mask_last(space: Any) -> spaces.Tuple:
-    """A Dict of observations with a mask, in the order in which it is flattened: all else, then the mask."""
-    others = {name: entry for name, entry in space.items() if name != MASK}
-    return spaces.Tuple([spaces.Dict(others), space[MASK]])
-
-
-class MaskInObservation(gym.Wrapper):
-    """Moves the mask of invalid actions to the observation, which becomes a Dict; see `has_mask`.
-
-    The mask is the entry `action_mask` of `info`, as Taxi has it. Where there is none, it is what the environment's
-    method `action_masks` returns, or its attribute `action_mask`.
-
-    Args:
-        env: with discrete actions.
-        actions: its action space, flat.
-
-    Raises:
-        EnvironmentFault: there is no mask, in an observation other than the last one of an episode.
-    """
-
-    def __init__(self, env: gym.Env, actions: spaces.Space) -> None:
-        super().__init__(env)
-        self.nvec = choices(actions)
-        mask = spaces.MultiBinary(sum(self.nvec))
-        self.observation_space = spaces.Dict({"observation": env.observation_space, MASK: mask})
-
-    def reset(self, **kwargs: Any) -> Any:
-        observation, info = self.env.reset(**kwargs)
-        return self.joined(observation, info), info
-
-    def step(self, action: Any) -> Any:
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        return self.joined(observation, info, done=terminated or truncated), reward, terminated, truncated, info
-
-    def joined(self, observation: Any, info: dict[str, Any], done: bool = False) -> dict[str, Any]:
-        """The observation with its mask; all actions are valid in a last observation that has none."""
-        mask: Any = info.get(MASK)
-        if mask is None:
-            mask = attribute(self.env, f"{MASK}s", attribute(self.env, MASK))
-            mask = mask() if callable(mask) and not done else mask
-        if not isinstance(mask, (np.ndarray, list, tuple)):
-            if not done:
-                raise EnvironmentFault(f"the environment has no {MASK} in info, although it has such an attribute")
-            mask = np.ones(sum(self.nvec))
-        # One array for all actions, or one for each.
-        return {"observation": observation, MASK: np.hstack(mask)}
-
-
-def has_mask(env: gym.Env, actions: spaces.Space) -> bool:
-    """Whether an environment with discrete actions has an attribute `action_mask` or `action_masks`."""
-    masks = (attribute(env, name) for name in (MASK, f"{MASK}s"))
-    return bool(choices(actions)) and any(mask is not None and mask is not False for mask in masks)
-
-
-def attribute(env: gym.Env, name: str, default: Any = None) -> Any:
-    """An attribute of an environment or of a wrapper around it."""
-    try:
-        return env.get_wrapper_attr(name)
-    except AttributeError:
-        return default
-    except Exception:  # a property that needs a reset
-        return True
 
 
 def leaves(space: Any) -> list[spaces.Space]:

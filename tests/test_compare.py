@@ -93,7 +93,7 @@ def test_a_crashed_run_is_reported_and_tried_again(forked, tmp_path):
     result = forked(COMPARE, *flags)
     assert result.returncode == 1
     first, second = result.stderr.splitlines()
-    assert "_seed1: " in first
+    assert "_seed1-" in first
     assert "the motor is on fire" in first
     assert second == "1 of 2 runs failed; the same command tries them again"
     assert Results(tmp_path / "results", "Mine-v0").seeds("step") == [0]
@@ -181,6 +181,7 @@ def edited(path, old, new):
         ("_curves", "step,1,40,", "step,1,forty,", r"_curves.csv, line 53: .*'forty'"),
         ("_curves", "step,1,40,", "step,3,40,", "has not the 50 points of seed 1 of step"),
         ("_curves", "epoch,3,1000,5.00", "epoch,3", "line 401, is broken"),
+        ("", "epoch,3", 'epoch,"3', "compare_Pendulum-v0.csv is broken"),
     ],
 )
 def test_broken_results_are_refused_and_left_alone(tmp_path, part, old, new, message):
@@ -200,6 +201,14 @@ def test_broken_results_are_refused_and_left_alone(tmp_path, part, old, new, mes
         (("--curve", "no flags"), '--curve "no flags" must be "name: --flags" or "name: step --flags"'),
         (("--curve", "a: b"), '--curve "a: b" must be'),
         (("--curve", "epoch: --gamma 0.9"), "epoch is the name of another curve"),
+        (("--curve", "a: --gamma 0.9", "--curve", "a: --gamma 0.8"), "a is the name of another curve"),
+        (("--curve", "a: --gamma 0.9", "--curve", "b: --gamma 0.9"), "has the settings of a; remove one"),
+        (("--curve", "a: --gae-lambda 0"), "has the settings of epoch-no-gae; remove one"),
+        (("--curve", "a: --seed 5"), "compare.py sets --seed for all curves; remove it"),
+        (("--curve", "a: --total_timesteps=5"), "compare.py sets --total-timesteps for all curves; remove it"),
+        (("--curve", "$a$: --gamma 0.9"), "a name has letters, digits, spaces, and"),
+        (("--curve", "_a: --gamma 0.9"), "a name has letters, digits, spaces, and"),
+        (("--curve", 'a: --reward-shaping "b'), "No closing quotation"),
         (("--seeds", "0"), "--seeds 0 must be at least 2"),
         (("--env", "Pendulum-v7"), "--env Pendulum-v7"),
         (("--total-timesteps", "5000"), "holds runs of 1000; choose that, or another folder"),
@@ -222,6 +231,15 @@ def test_runs_shorter_than_an_episode_are_drawn_without_curves(tmp_path):
     path.write_text("\n".join(lines))
     compare.report(Results(tmp_path, "Pendulum-v0"), tmp_path)
     assert (tmp_path / "compare_Pendulum-v0.png").exists()
+
+
+def test_each_task_has_a_directory_of_its_own():
+    kwargs = [Task("epoch", "Pendulum-v0", 100, "", 0, f'{{"g": {g}}}') for g in (5, -5, 0.5)]
+    flags = [
+        Task("epoch", "Pendulum-v0", 100, flags, 0) for flags in ("--a 1 2", "--a 1-2", "--a 1", "--a -1", "x" * 300)
+    ]
+    assert len({task.directory for task in kwargs + flags}) == len(kwargs + flags)
+    assert max(len(task.directory.name) for task in flags) < 150
 
 
 def test_statistics():

@@ -5,6 +5,8 @@ The statistics are those of Agarwal et al. 2021, "Deep reinforcement learning at
 """
 
 import csv
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -44,6 +46,9 @@ CurveName = Literal["step", "step-textbook", "epoch", "epoch-no-gae", "epoch-no-
 OWN_STYLES = [("#000000", "-", "P"), ("#999999", "--", "*"), ("#8C564B", "-.", "<"), ("#7F3C8D", ":", ">")]
 """Color, dashes and marker of curves of a person's own, in their order."""
 SCRIPTS = ("step", "epoch")
+FIXED = {"--env", "--env-kwargs", "--env-fn", "--seed", "--total-timesteps", "--run-dir", "--resume", "--img-dir"}
+FIXED |= {"--quiet", "--help", "-h"}
+"""Flags that a curve cannot have."""
 RANDOM = "random"
 """In place of a curve's name: a policy that acts at random."""
 
@@ -55,21 +60,36 @@ COLUMNS = [
 """Columns of the three files."""
 
 
-def own_curve(text: str) -> tuple[str, str]:
-    """The name and the settings, as `results/` has them, of a curve given as `name: flags` or `name: step flags`.
+def own_curves(texts: Sequence[str]) -> dict[str, str]:
+    """The settings, as `results/` has them, by the names of curves given as `name: --flags` or `name: step --flags`.
 
     Raises:
-        UsageError: it is given in another way, or the name is taken.
+        UsageError: one is given in another way, its name is taken, or it has the settings of another one.
     """
-    name, colon, flags = (part.strip() for part in text.partition(":"))
-    script, *others = flags.split() or [""]
-    if script not in SCRIPTS:
-        script, others = "epoch", flags.split()
-    if not name or not colon or not others or not others[0].startswith("--"):
-        raise UsageError(f'--curve "{text}" must be "name: --flags" or "name: step --flags"')
-    if name in (*CURVES, RANDOM):
-        raise UsageError(f'--curve "{text}": {name} is the name of another curve; choose one of your own')
-    return name, " ".join([script, *others])
+    own: dict[str, str] = {}
+    taken = {f"{curve.script} {curve.flags}".strip(): name for name, curve in CURVES.items()}
+    for text in texts:
+        name, colon, flags = (part.strip() for part in text.partition(":"))
+        try:
+            script, *others = shlex.split(flags) or [""]
+        except ValueError as error:  # a quote that is not closed
+            raise UsageError(f'--curve "{text}": {error}') from error
+        if script not in SCRIPTS:
+            script, others = "epoch", [script, *others]
+        if not colon or not others or not others[0].startswith("--"):
+            raise UsageError(f'--curve "{text}" must be "name: --flags" or "name: step --flags"')
+        if not re.fullmatch(r"(?!_)[\w .,+=()%/<>-]+", name):
+            raise UsageError(f'--curve "{text}": a name has letters, digits, spaces, and . , + - = ( ) % / < > only')
+        given = {other.partition("=")[0].replace("_", "-") for other in others}
+        if fixed := sorted(given & FIXED):
+            raise UsageError(f'--curve "{text}": compare.py sets {fixed[0]} for all curves; remove it')
+        if name in (*CURVES, *own, RANDOM):
+            raise UsageError(f'--curve "{text}": {name} is the name of another curve; choose one of your own')
+        settings = " ".join([script, *map(shlex.quote, others)])
+        if same := taken.get(settings):
+            raise UsageError(f'--curve "{text}" has the settings of {same}; remove one of them')
+        own[name], taken[settings] = settings, name
+    return own
 
 
 class Results:

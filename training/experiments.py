@@ -6,6 +6,7 @@ an interrupted run is found again and continued.
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import re
@@ -55,7 +56,8 @@ class Task(NamedTuple):
         """Where it is kept."""
         env = self.env.rpartition(":")[2] + ("" if self.env_kwargs == "{}" else self.env_kwargs)
         name = f"{env}_{self.script}_{self.timesteps}_{self.flags}_seed{self.seed}"
-        return DIRECTORY / re.sub(r"[^\w.]+", "-", name)
+        # The digest tells apart what differs only in the characters that are replaced, or after the end.
+        return DIRECTORY / f"{re.sub(r'[^a-zA-Z0-9_.]+', '-', name)[:100]}-{digest(*self)}"
 
     @property
     def progress(self) -> int:
@@ -64,6 +66,11 @@ class Task(NamedTuple):
         last = log.read_text().rpartition("\n")[0].rpartition("\n")[2] if log.exists() else ""
         timestep = last.partition(",")[0]
         return int(timestep) if timestep.isdigit() else 0
+
+
+def digest(*values: object) -> str:
+    """Eight characters that are others for other values."""
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:8]
 
 
 class FailedError(Exception):
@@ -192,9 +199,12 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """The rows of a CSV file, none if it is not there; raises a `UsageError` if its columns are others."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        rows = list(reader)
+    try:
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            rows = list(reader)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is broken ({error}); put the file back as it was, or move it away") from error
     missing = [column for column in columns if column not in (reader.fieldnames or [])]
     if missing:
         raise UsageError(f"{path} has no column {missing[0]}; put the file back as it was, or move it away")

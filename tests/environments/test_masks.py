@@ -70,7 +70,10 @@ class Masked(gym.Env):
         PLAYED.append(int(entries[-1]))
         observation, info = self.draw()
         done = self.steps == 20
-        return observation, float(entries[-1]), done, False, info if self.steps % 2 else {} if done else info
+        if done:  # with or without a mask, which may exclude all actions: none follows
+            self.mask[:] = 0
+            info = {} if self.np_random.random() < 0.5 else {key: np.zeros(sum(self.sizes)) for key in info}
+        return observation, float(entries[-1]), done, False, info
 
 
 def settings(tmp_path, **more):
@@ -162,6 +165,46 @@ def test_taxi_is_trained_exported_and_played(name, forked, tmp_path):
     assert masks[np.arange(50), actions].all()
 
 
+class Board(Masked):
+    """Its mask is a property, which needs a reset."""
+
+    def __init__(self):
+        super().__init__("property")
+        del self.__dict__["action_mask"]
+
+    @property
+    def action_mask(self):
+        return self.board
+
+    @action_mask.setter
+    def action_mask(self, mask):
+        self.__dict__["action_mask"] = mask
+
+    def draw(self):
+        result = super().draw()
+        self.board = self.mask
+        return result
+
+
+def test_a_property_that_needs_a_reset_is_a_mask():
+    env = make_env("Board", Board)
+    observation, _ = env.reset(seed=0)
+    np.testing.assert_array_equal(observation[2:], env.unwrapped.mask)
+
+
+def test_the_last_observation_of_a_truncated_episode_has_its_mask():
+    masks = []
+    for source in ("info", "method"):
+        env = make_env("Masked", lambda source=source: gym.wrappers.TimeLimit(Masked(source), 3))
+        observation, _ = env.reset(seed=0)
+        for _ in range(3):
+            observation, _, _, truncated, _ = env.step(np.int64(observation[2:].argmax() - 2))
+        assert truncated
+        np.testing.assert_array_equal(observation[2:], env.unwrapped.mask)
+        masks.append(observation)
+    np.testing.assert_array_equal(*masks)
+
+
 def change(env, **attributes):
     for name, value in attributes.items():
         setattr(env, name, value)
@@ -175,13 +218,21 @@ def test_faults_get_a_line():
     ):
         env.reset()
     env = make_env("Masked", lambda: change(Masked(), draw=lambda: (np.zeros(2, np.float32), {"action_mask": [1] * 4})))
-    with pytest.raises(EnvironmentFault, match="returned the observation"):
+    with pytest.raises(EnvironmentFault, match=r"the action_mask has the shape \(4,\), which must be \(5,\)"):
+        env.reset()
+    env = make_env(
+        "Masked", lambda: change(Masked(), draw=lambda: (np.zeros(2, np.float32), {"action_mask": [-1] * 5}))
+    )
+    with pytest.raises(EnvironmentFault, match="1 for valid actions, 0 for others"):
         env.reset()
     env = make_env("Masked", lambda: change(Masked(), draw=lambda: (np.zeros(2, np.float32), {})))
-    with pytest.raises(EnvironmentFault, match="no action_mask in info"):
+    with pytest.raises(EnvironmentFault, match=r"must be an array, in info.*; set self.action_mask = False if"):
+        env.reset()
+    env = make_env("Masked", lambda: change(Masked("attribute"), action_mask=None))
+    with pytest.raises(EnvironmentFault, match="before the first reset"):
         env.reset()
     env = make_env("Masked", lambda: change(Masked("info"), action_mask=None))
-    with pytest.raises(EnvironmentFault, match="used only if the environment has an attribute action_mask"):
+    with pytest.raises(EnvironmentFault, match="which is used only if it has an attribute action_mask before the"):
         env.reset()
     wrong = spaces.Dict({"action_mask": spaces.MultiBinary(4), "sensors": spaces.Box(-1, 1, (2,))})
     with pytest.raises(UsageError, match=r"action_mask is MultiBinary\(4\), which must have an entry per value"):
