@@ -39,7 +39,7 @@ class Config(RunSettings):
     """Discount factor per timestep. Raise it if rewards are delayed."""
     gae_lambda: float = 0.9
     """Lambda of generalized advantage estimation (GAE). 0: the TD error, less noisy; 1: the full return, unbiased."""
-    actor_lr: float = 4e-4
+    actor_lr: float = 3e-4
     """Learning rate of the actor, times the square root of sample_size. It is annealed linearly to 0 over the run.
     Lower it if returns collapse."""
     critic_lr: float = 5e-5
@@ -50,9 +50,8 @@ class Config(RunSettings):
     """Coefficient of the entropy bonus in the actor's loss. Raise it if the policy stops exploring too early."""
     repeat_noise: float = 0.9
     """Probability of reusing the previous step's sampling noise, since exploring often takes many similar actions in a
-    row. It is annealed quadratically to 0. 0 samples all actions independently."""
-    scale_by_std: bool = True
-    """Continuous actions: multiply the actor's learning rate by the standard deviation of the policy, if below 1."""
+    row; for actions of A entries, its A-th power. It is annealed quadratically to 0. 0 samples all actions
+    independently."""
     obs_norm: bool = True
     """Normalize observations by their running mean and standard deviation."""
     reward_norm: bool = True
@@ -155,7 +154,8 @@ def collect(
     # All ranks draw the same noise, for all environments, and use their slice of it.
     steps, generator = config.sample_size // config.num_envs, run.generator
     noise = learner.actor.network.noise(steps, config.num_envs, generator=generator)
-    noise = repeat_noise(noise, config.repeat_noise * (1.0 - run.progress) ** 2, generator)
+    probability = config.repeat_noise**learner.action_map.size * (1.0 - run.progress) ** 2
+    noise = repeat_noise(noise, probability, generator)
     for step_noise in noise[:, learner.ranks.local_slice(config.num_envs)].unbind():
         actions, env_actions = learner.act(observation_tensor(observations, config.device), step_noise)
         next_observations, rewards, terminated, truncated, _ = envs.step(env_actions.cpu().numpy())
@@ -271,8 +271,6 @@ class A2C:
         pi = self.actor(states)
         loss, entropy = policy_loss(pi, batch.actions, advantages, config.ent_coef)
         (gradient,) = torch.autograd.grad(loss, self.actor.theta)
-        if config.scale_by_std:
-            lr_scale = lr_scale * self.actor.network.lr_factor(pi)
         grad_norm = self.actor_optimizer.step(self.ranks.all_reduce_mean(gradient), lr_scale)
         if config.obs_norm:
             self.obs_normalizer.update(batch.observations.flatten(0, 1))

@@ -74,10 +74,6 @@ class Actor(nn.Module):
         """Sample actions (..., A) from a distribution that `forward` returned."""
         return distribution.sample()
 
-    def lr_factor(self, distribution: Any) -> Tensor:
-        """Factor of the learning rate for a batch of distributions that `forward` returned, in (0, 1], ()."""
-        return torch.ones(())
-
 
 class GaussianActor(Actor):
     """A diagonal Gaussian policy over continuous actions with A entries.
@@ -118,14 +114,6 @@ class GaussianActor(Actor):
     def sample(self, distribution: Independent, noise: Tensor) -> Tensor:
         """Actions (..., A) by reparameterization: mean + standard deviation * noise."""
         return distribution.mean + distribution.stddev * noise
-
-    def lr_factor(self, distribution: Independent) -> Tensor:
-        """The standard deviation, its geometric mean, at most 1: a factor of the learning rate, ().
-
-        Shifting the mean by d changes the policy by a KL divergence of (d / std)^2 / 2. With a constant learning rate,
-        updates would change a policy the more, the more certain it has become.
-        """
-        return distribution.stddev.detach().log().mean().exp().clamp(max=1.0)
 
 
 class CategoricalActor(Actor):

@@ -64,7 +64,6 @@ VARIANTS = {
         "one gradient step of the critic": "--critic-updates 1",
         "independent noise": "--repeat-noise 0",
         "entropy bonus": "--ent-coef 0.01",
-        "learning rate not scaled by the standard deviation": "--no-scale-by-std",
         "no observation normalization": "--no-obs-norm",
         "no reward scaling": "--no-reward-norm",
         "no layer normalization": "--no-layer-norm",

@@ -59,11 +59,8 @@ def test_updates_equal_the_equations_written_out(trace_lambda, space):
             gradients = torch.autograd.grad(climbed[name], list(net.parameters()))
             traces[name] = [gamma * trace_lambda * e + g for e, g in zip(traces[name], gradients, strict=True)]
         for name, net in nets.items():
-            scale = 0.5
-            if name == "actor" and isinstance(space, spaces.Box):
-                scale *= min(1.0, net(state).stddev.detach().log().mean().exp().item())
             for parameter, own, trace in zip(net.parameters(), states[name], traces[name], strict=True):
-                parameter.data += scale * one_step(delta * trace, own, t, lrs[name])
+                parameter.data += 0.5 * one_step(delta * trace, own, t, lrs[name])
         log_prob = policy.log_prob(action).item()
         numbers = learner.update(state, action, next_state, reward, terminated, torch.tensor(0.5))
         np.testing.assert_allclose(numbers, [delta, value.item(), log_prob], rtol=1e-4, atol=1e-5)
