@@ -22,7 +22,7 @@ import environments
 from environments import ActionMap, EnvFn, Shaping, observation_tensor, to_tensor
 from networks import Critic, FlatNetwork, make_actor, repeat_noise
 from training import ALONE, Callback, Policy, Ranks, Run, RunSettings, compile_methods, main, prepared, seed_all
-from utils import AdvantageNormalizer, ObservationNormalizer, RewardNormalizer, explained_variance, gae
+from utils import ObservationNormalizer, RewardNormalizer, explained_variance, gae
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +207,6 @@ class A2C:
         self.critic_optimizer = RMSprop(self.critic.theta, lr=config.critic_lr * scale, alpha=alpha)
         self.obs_normalizer = ObservationNormalizer(observation_size, ranks, action_map.mask_size).to(config.device)
         self.reward_normalizer = RewardNormalizer(config.num_envs, config.gamma, ranks).to(config.device)
-        self.advantage_normalizer = AdvantageNormalizer(ranks).to(config.device)
         self.parts = {  # what a checkpoint saves
             "actor": self.actor.network,
             "critic": self.critic.network,
@@ -215,7 +214,6 @@ class A2C:
             "critic_optimizer": self.critic_optimizer,
             "obs_normalizer": self.obs_normalizer,
             "reward_normalizer": self.reward_normalizer,
-            "advantage_normalizer": self.advantage_normalizer,
         }
         if config.compile and config.total_timesteps >= COMPILE_FROM:
             compile_methods(self, "act", "update_actor", "update_critic", quiet=config.quiet)
@@ -266,8 +264,10 @@ class A2C:
             advantages, returns = gae(
                 rewards, values, next_values, batch.terminated, batch.truncated, config.gamma, config.gae_lambda
             )
-            self.advantage_normalizer.update(advantages)
-            advantages = self.advantage_normalizer.normalize(advantages)
+            # The median is an error of the critic that all transitions share. Unlike the mean, it is not moved by a few
+            # large advantages: after a crash in one environment, centering by the mean would reinforce all the others.
+            # Advantages are not divided by their standard deviation, which would amplify the noise of quiet batches.
+            advantages = advantages - self.ranks.all_gather(advantages.flatten()).median()
         pi = self.actor(states)
         loss, entropy = policy_loss(pi, batch.actions, advantages, config.ent_coef)
         (gradient,) = torch.autograd.grad(loss, self.actor.theta)

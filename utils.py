@@ -205,40 +205,6 @@ class RewardNormalizer(RunningMeanStd):
         return (rewards / scale).clamp(-10.0, 10.0).to(torch.get_default_dtype())
 
 
-class AdvantageNormalizer(nn.Module):
-    """Subtracts the median of each batch of advantages, and divides by their running standard deviation.
-
-    The median removes an error of the critic that all transitions of a batch share. Unlike the mean, it is not moved by
-    a few large advantages: after a crash in one environment, the mean would be negative, and subtracting it would
-    reinforce whatever the others did. Dividing by the standard deviation of the batch, as is usual, would amplify the
-    noise of batches without rewards.
-
-    Args:
-        processes: each has an equal part of the batch.
-    """
-
-    median: Tensor
-    var: Tensor
-    momentum = 0.95  # weight of the old variance, per batch
-
-    def __init__(self, processes: SingleProcess = SINGLE_PROCESS) -> None:
-        super().__init__()
-        self.processes = processes
-        self.register_buffer("median", torch.tensor(torch.nan), persistent=False)  # of the last batch only
-        self.register_buffer("var", torch.tensor(torch.nan))
-
-    def update(self, advantages: Tensor) -> None:
-        """Take the median of a batch of advantages, of any shape, and update the running variance."""
-        batch = self.processes.all_gather(advantages.flatten())
-        var = batch.var(correction=0).to(self.var.dtype)
-        self.median.copy_(batch.median())
-        self.var.copy_(torch.where(self.var.isnan(), var, var.lerp(self.var, self.momentum)))
-
-    def normalize(self, advantages: Tensor) -> Tensor:
-        """Normalize the batch most recently given to `update`."""
-        return (advantages - self.median) / (self.var.sqrt() + 1e-8)
-
-
 # --- Plots -----------------------------------------------------------------------------------------------------------
 
 
