@@ -113,10 +113,12 @@ def print_backends() -> None:
     for name, (num_envs, *_) in CASES.items():
         cells = [name, str(num_envs)]
         sync = BACKENDS.by_round(environment=name, backend="sync")
+        if not sync:
+            continue
         for backend in BACKEND_FLAGS:
             found = BACKENDS.by_round(environment=name, backend=backend)
-            ratio = median(found[r] / sync[r] for r in found) if found else 0
-            cells.append(f"{median(found.values()):,.0f} ({ratio:.2f})" if found else "")
+            ratios = [found[r] / sync[r] for r in found if r in sync]
+            cells.append(f"{median(found.values()):,.0f} ({median(ratios):.2f})" if ratios else "")
         rows.append(" | ".join(cells))
     print_table(f"a step of the environment | environments | {' | '.join(BACKEND_FLAGS)}", rows)
 
