@@ -24,6 +24,7 @@ ALONE = Ranks()
 class RunSettings(NetworkSettings):
     env: str = "Pendulum-v0"; seed: int = 0; total_timesteps: int = 0; reward_shaping: str = ""; device: str = "cpu"
     env_kwargs: None = None
+    frame_stack: int = 1
     check = lambda self, *args: None
 class Run:
     timestep = env_seed = resumed = save_due = log_due = 0; generator = None

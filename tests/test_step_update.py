@@ -174,7 +174,7 @@ def test_nothing_of_a_transition_is_kept(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("env", "entries"), [("Pendulum-v0", 1), ("LunarLanderContinuous-v3", 2)])
+@pytest.mark.parametrize(("env", "entries"), [("Pendulum-v0", 1), ("Reacher-v4", 2)])
 def test_noise_is_repeated_less_and_less(env, entries, tmp_path, monkeypatch):
     seen = []
     learn_and_act = step.A2C.learn_and_act

@@ -102,8 +102,10 @@ class Evaluations:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint; `best.pt` is again the best policy up to there."""
-        self.due_at, self.last, self.best = state["due_at"], state["last"], state["best"]
-        if self.best:
+        self.due_at, last, self.best = int(state["due_at"]), state["last"], state["best"]
+        self.last = None if last is None else float(last)
+        if self.best is not None:
+            float(self.best["mean_return"])  # raises if it is none
             save_state(self.run.directory / BEST, self.best)
         else:
             (self.run.directory / BEST).unlink(missing_ok=True)
