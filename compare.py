@@ -183,12 +183,11 @@ def compare(config: Config) -> int:
     own = own_curves(config.curve)
     for name, settings in own.items():
         results.add_own(name, settings)
+    curves = {name: results.curve(name) for name in (*own, *config.curves)}
     todo = {
-        Task(
-            results.curve(name).script, config.env, config.total_timesteps, results.curve(name).flags, seed, kwargs
-        ): name
+        Task(curve.script, config.env, config.total_timesteps, curve.flags, seed, kwargs): name
         for seed in range(config.seeds)
-        for name in (*own, *config.curves)
+        for name, curve in curves.items()
         if seed not in results.seeds(name)
     }
     failed = train_all(list(todo), config.workers, lambda task, score: results.keep(todo[task], task, score))

@@ -54,7 +54,8 @@ CASES = {
     "Humanoid-v4": (64, 500_000, ["--env", "Humanoid-v4"]),
 }
 """Environments: how many are stepped together, timesteps, and flags."""
-BACKEND_FLAGS = {"sync": [], "async": ["async"], "EnvPool": ["envpool"], "two ranks": []}
+BACKEND_FLAGS = {"sync": "sync", "async": "async", "EnvPool": "envpool", "two ranks": "sync"}
+"""What is compared, and its --vector-backend."""
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 SIZES = (4, 1_000, 10_000, 100_000, 1_000_000)
 """Bytes of the all-reduces that are timed."""
@@ -96,14 +97,13 @@ class Slow(gym.Env):
 def measure_backends() -> None:
     """Take what is not measured yet: each backend with each environment that it has."""
     for r, (name, (num_envs, timesteps, flags)) in itertools.product(range(ROUNDS), CASES.items()):
-        for backend, how in BACKEND_FLAGS.items():
+        for backend, flag in BACKEND_FLAGS.items():
             row = {"environment": name, "environments": num_envs, "backend": backend, "round": r}
             if BACKENDS.rows(**row) or (backend == "EnvPool" and name not in gym.registry):
                 continue
             sizes = ["--num-envs", num_envs, "--sample-size", 8 * num_envs, "--total-timesteps", timesteps]
             launcher = [*TORCHRUN, 2] if backend == "two ranks" else ()
-            chosen = ["--vector-backend", *how] if how else []
-            value = rate("epoch", *flags, *sizes, *chosen, "--quiet", launcher=launcher)
+            value = rate("epoch", *flags, *sizes, "--vector-backend", flag, "--quiet", launcher=launcher)
             BACKENDS.add(row | {"timesteps_per_second": f"{value:.6g}"})
 
 

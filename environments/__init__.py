@@ -7,7 +7,7 @@ episode. Importing this package registers Pendulum-v0.
 
 from environments.actions import ActionMap
 from environments.advice import advice
-from environments.errors import EnvironmentFault, UsageError, first_line
+from environments.errors import EnvironmentFault, UsageError, close_env, first_line
 from environments.making import EnvFn, make_env, make_maps, make_vector_env, maps_of, reset_all
 from environments.modules import import_function
 from environments.observations import ObservationMap, observation_tensor, to_tensor
@@ -23,6 +23,7 @@ __all__ = [
     "Shaping",
     "UsageError",
     "advice",
+    "close_env",
     "first_line",
     "import_function",
     "load_shaping",

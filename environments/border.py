@@ -71,7 +71,7 @@ class Border(gym.Wrapper):
         if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
             raise self.fault("reset() returned", result, "(observation, info)")
         maskable = self.registers and not self.mask_size and choices(self.action_space)
-        if maskable and (MASK in result[1] or has_mask(self.env, self.action_space)):
+        if maskable and (MASK in result[1] or (seed is not None and has_mask(self.env, self.action_space))):
             raise EnvironmentFault(
                 f"{self.name} has an {MASK}, which is used only if it has an attribute {MASK} before the first reset():"
                 f" set self.{MASK} = True in its constructor, or False to ignore the mask"

@@ -1,5 +1,8 @@
 """Errors of usage: one line that says what is wrong and how to correct it."""
 
+import sys
+from typing import Any
+
 
 class UsageError(ValueError):
     """Invalid input. The message is one line that names the flag or file, what is wrong and how to correct it."""
@@ -13,6 +16,14 @@ class EnvironmentFault(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+def close_env(env: Any) -> None:
+    """Close an environment, or vector of them; an error in that is only printed, since the work is done."""
+    try:
+        env.close()
+    except Exception as error:  # an environment can raise anything
+        sys.stderr.write(f"closing the environment failed: {type(error).__name__}: {first_line(error)}\n")
 
 
 def first_line(error: BaseException) -> str:

@@ -137,9 +137,8 @@ def make_vector_env(
     env_fns = [functools.partial(make_env, env_id, env_fn, env_kwargs, frame_stack)] * num_envs
     if backend == "async":
         return ProcessVectorEnv(env_fns, env_id)
-    if (
-        env_fn is None and env_id == PENDULUM_V0 and not env_kwargs and frame_stack == 1
-    ):  # in NumPy, faster than SyncVectorEnv
+    as_registered = env_fn is None and not env_kwargs and frame_stack == 1
+    if as_registered and env_id == PENDULUM_V0:  # in NumPy, faster than SyncVectorEnv
         return gym.make_vec(env_id, num_envs, "vector_entry_point", autoreset_mode=AutoresetMode.DISABLED)
     return SequentialVectorEnv(env_fns, env_id)
 

@@ -62,11 +62,16 @@ class MaskInObservation(gym.Wrapper):
         self.observation_space = spaces.Dict({"observation": env.observation_space, MASK: mask})
 
     def reset(self, **kwargs: Any) -> Any:
-        observation, info = self.env.reset(**kwargs)
-        return self.joined(observation, info), info
+        result = self.env.reset(**kwargs)
+        if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
+            return result  # `Border` says what is wrong
+        return self.joined(*result), result[1]
 
     def step(self, action: Any) -> Any:
-        observation, reward, terminated, truncated, info = self.env.step(action)
+        result = self.env.step(action)
+        if not isinstance(result, tuple) or len(result) != 5:
+            return result
+        observation, reward, terminated, truncated, info = result
         joined = self.joined(observation, info, terminated, done=terminated or truncated)
         return joined, reward, terminated, truncated, info
 

@@ -58,6 +58,7 @@ class ObservationMap:
         self.space, self.frame_stack = space, frame_stack
         self.size = spaces.flatdim(space)
         self.masked = actions is not None and mask_size(space, actions) > 0
+        self.flattened: Any = mask_last(space) if self.masked else space
 
     def __call__(self, observations: Any) -> tuple[np.ndarray, bool]:
         """Flat observations (N, D), and whether it was only one.
@@ -85,10 +86,9 @@ class ObservationMap:
         raise UsageError(f"observations {what} must be (N, {self.size}), ({self.size},) or of {self.space}")
 
     def _flatten(self, observations: Any) -> np.ndarray:
-        space: Any = self.space
         if self.masked:
-            space, observations = mask_last(space), [(observation, observation[MASK]) for observation in observations]
-        return np.array([spaces.flatten(space, observation) for observation in observations])
+            observations = [(observation, observation[MASK]) for observation in observations]
+        return np.array([spaces.flatten(self.flattened, observation) for observation in observations])
 
 
 def fits(space: Any, observation: Any) -> bool:

@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import random
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -21,7 +20,7 @@ import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
 from environments.advice import advice
-from environments.errors import EnvironmentFault, UsageError, first_line
+from environments.errors import EnvironmentFault, UsageError, close_env, first_line
 from environments.states import UnreadableError, get_state, set_state
 
 TIMEOUT = 60.0
@@ -60,11 +59,11 @@ class Worker(gym.Wrapper):
             return self.nothing, 0.0, False, False, failed(error)
 
     def close(self) -> None:
-        try:
+        if self.index == 0:  # its error speaks for all
+            close_env(self.env)
+            return
+        with contextlib.suppress(Exception):
             self.env.close()
-        except Exception as error:  # an environment can raise anything; the first one speaks for all
-            if self.index == 0:
-                sys.stderr.write(f"closing the environment failed: {type(error).__name__}: {first_line(error)}\n")
 
     @property
     def nothing(self) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import environments
-from environments import ActionMap, EnvFn, EnvironmentFault, ObservationMap, UsageError, first_line, observation_tensor
+from environments import ActionMap, EnvFn, EnvironmentFault, ObservationMap, UsageError, close_env, observation_tensor
 from environments.structure import from_data, to_data
 from networks import Critic, make_actor
 from training.checkpoint import fitting, load_checkpoint
@@ -149,14 +149,6 @@ def time_limit(env_id: str) -> int:
     """The time limit that an environment was registered with, in steps; 0 if it has none."""
     spec = gym.registry.get(env_id.rpartition(":")[2])
     return (spec.max_episode_steps if spec else None) or 0
-
-
-def close_env(env: Any) -> None:
-    """Close an environment, or vector of them; an error in that is only printed, since the work is done."""
-    try:
-        env.close()
-    except Exception as error:  # an environment can raise anything
-        sys.stderr.write(f"closing the environment failed: {type(error).__name__}: {first_line(error)}\n")
 
 
 @contextlib.contextmanager

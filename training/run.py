@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
-from environments import EnvFn, advice
+from environments import EnvFn, advice, close_env
 from training.agreement import check_agreement, local_copy
 from training.checkpoint import PREVIOUS, load_checkpoint, save_checkpoint
 from training.errors import StoppedError, TrainingError
@@ -27,7 +27,7 @@ from training.evaluation import Evaluations
 from training.files import CHECKPOINT, LockedDirectory, check_writable, file_name, image_path, run_directory
 from training.interrupts import Interrupts
 from training.logs import COLUMNS, EpisodeCounter, TrainingLog
-from training.policy import Policy, close_env
+from training.policy import Policy
 from training.progress import Progress
 from training.provenance import commit, versions
 from training.ranks import ALONE, Ranks

@@ -216,29 +216,36 @@ def test_faults_get_a_line():
     with pytest.raises(
         EnvironmentFault, match=r"returned the action_mask .* which should be 1 for at least one action"
     ):
-        env.reset()
+        env.reset(seed=0)
     env = make_env("Masked", lambda: change(Masked(), draw=lambda: (np.zeros(2, np.float32), {"action_mask": [1] * 4})))
     with pytest.raises(EnvironmentFault, match=r"the action_mask has the shape \(4,\), which must be \(5,\)"):
-        env.reset()
+        env.reset(seed=0)
     env = make_env(
         "Masked", lambda: change(Masked(), draw=lambda: (np.zeros(2, np.float32), {"action_mask": [-1] * 5}))
     )
     with pytest.raises(EnvironmentFault, match="1 for valid actions, 0 for others"):
-        env.reset()
+        env.reset(seed=0)
     env = make_env("Masked", lambda: change(Masked(), draw=lambda: (np.zeros(2, np.float32), {})))
     with pytest.raises(EnvironmentFault, match=r"must be an array, in info.*; set self.action_mask = False if"):
-        env.reset()
+        env.reset(seed=0)
     env = make_env("Masked", lambda: change(Masked("attribute"), action_mask=None))
     with pytest.raises(EnvironmentFault, match="before the first reset"):
-        env.reset()
+        env.reset(seed=0)
     env = make_env("Masked", lambda: change(Masked("info"), action_mask=None))
     with pytest.raises(EnvironmentFault, match="which is used only if it has an attribute action_mask before the"):
-        env.reset()
+        env.reset(seed=0)
     wrong = spaces.Dict({"action_mask": spaces.MultiBinary(4), "sensors": spaces.Box(-1, 1, (2,))})
     with pytest.raises(UsageError, match=r"action_mask is MultiBinary\(4\), which must have an entry per value"):
         make_env("Masked", lambda: change(Masked("observation"), observation_space=wrong))
     with pytest.raises(UsageError, match="--frame-stack 2 is not possible with Masked, which has an action_mask"):
         make_env("Masked", Masked, frame_stack=2)
+
+
+def test_an_old_step_gets_the_line_that_it_has_without_a_mask():
+    env = make_env("Masked", lambda: change(Masked(), step=lambda action: (np.zeros(2, np.float32), 0.0, False, {})))
+    env.reset(seed=0)
+    with pytest.raises(EnvironmentFault, match=r"step\(\) returned a tuple of 4"):
+        env.step(np.int64(0))
 
 
 def test_a_mask_beside_continuous_actions_is_an_observation_like_others():

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -229,7 +228,9 @@ def test_a_worker_that_dies_or_stops_before_its_state_is_read(number, tmp_path, 
 
 def test_processes_that_cannot_be_started_get_a_line():
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/dev/fd").iterdir())) + 20, before[1]))
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + 20, before[1]))
     try:
         with pytest.raises(UsageError, match=r"--vector-backend async: .*Too many open files; use sync"):
             environments.make_vector_env("CartPole-v1", 64, backend="async")
