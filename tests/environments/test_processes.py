@@ -188,6 +188,7 @@ def test_a_worker_that_fails_ends_the_run_in_a_line(tmp_path, fault, message):
     assert processes_of(tmp_path / "run") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["time.sleep(100)", "raise ValueError('boom')", ""])
 def test_workers_and_what_their_environments_started_are_ended(fault, tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "TIMEOUT", 0.5)
@@ -214,6 +215,7 @@ def test_an_environment_that_does_not_close_is_ended(closing, tmp_path, monkeypa
     assert capfd.readouterr().err.count("\n") == (0 if "sleep" in closing else 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_worker_that_dies_or_stops_before_its_state_is_read(number, tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "TIMEOUT", 0.5)
@@ -238,6 +240,7 @@ def test_processes_that_cannot_be_started_get_a_line():
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+@pytest.mark.slow
 def test_an_environment_of_which_there_can_be_only_one_gets_a_line(tmp_path):
     process, out, err = train(tmp_path, "--run-dir", str(tmp_path / "run"), env="own:OnlyOne-v0")
     assert (process.returncode, out, err.count("\n")) == (2, "", 1), err

@@ -106,6 +106,7 @@ def test_a_run_ends_at_its_target(script, tmp_path):
     assert (run.directory / "reward.png").exists()
 
 
+@pytest.mark.slow
 @SCRIPTS
 def test_a_run_that_has_reached_its_target_does_not_go_on(script, tmp_path, capsys):
     settings = {"eval_interval": 1_000, "eval_episodes": 1, "target_return": 5.0}
@@ -133,6 +134,7 @@ class Endless(gym.Wrapper):
         return observation, 1.0, self.training and self.steps == 50, False, {}
 
 
+@pytest.mark.slow
 @SCRIPTS
 def test_a_signal_ends_an_evaluation(script, tmp_path, monkeypatch):
     def make():
@@ -156,6 +158,7 @@ def test_a_signal_ends_an_evaluation(script, tmp_path, monkeypatch):
     assert (state["timestep"], state["evaluations"]["due_at"]) == (run.timestep, 1_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "message"),
     [
