@@ -35,7 +35,7 @@ class Config(RunSettings):
     """Environments that are stepped together. More of them make a batch less correlated, and their rollouts shorter."""
     sample_size: int = 128
     """Transitions in a batch: num_envs times the steps of each. A larger batch is less noisy, but updates are fewer."""
-    gamma: float = 0.99
+    gamma: float = 0.995
     """Discount factor per timestep. Raise it if rewards are delayed."""
     gae_lambda: float = 0.9
     """Lambda of generalized advantage estimation (GAE). 0: the TD error, less noisy; 1: the full return, unbiased."""

@@ -31,9 +31,9 @@ class Config(RunSettings):
 
     script: ClassVar[str] = "step"
 
-    gamma: float = 0.99
+    gamma: float = 0.995
     """Discount factor per timestep. Raise it if rewards are delayed."""
-    trace_lambda: float = 0.8
+    trace_lambda: float = 0.85
     """Lambda of the eligibility traces, which decay by gamma * lambda per timestep. 0: the one-step TD update."""
     actor_lr: float = 3e-4
     """Learning rate of the actor. Lower it if returns collapse."""

@@ -144,7 +144,7 @@ def test_an_update_is_one_step_of_torchs_optimizer_for_the_actor_and_several_for
     optimizers = [torch.optim.Adam(c.parameters(), lr, betas) for c, lr in zip(copies, rates, strict=True)]
     actor, critic = copies
     lengths: list[float] = []
-    reward_normalizer = RewardNormalizer(4, 0.99)
+    reward_normalizer = RewardNormalizer(4, 0.995)
     with Run(learner.config, learner.parts, envs) as run:
         observations = environments.reset_all(envs, 0)
         for _ in range(4):
@@ -156,7 +156,7 @@ def test_an_update_is_one_step_of_torchs_optimizer_for_the_actor_and_several_for
                 values, next_values = critic(states), critic(next_states)
                 reward_normalizer.update_returns(batch.rewards, done)
                 rewards = reward_normalizer.normalize(batch.rewards)
-                advantages, returns = gae(rewards, values, next_values, batch.terminated, batch.truncated, 0.99, 0.9)
+                advantages, returns = gae(rewards, values, next_values, batch.terminated, batch.truncated, 0.995, 0.9)
                 advantages = advantages - advantages.median()
             policy = actor(states)
             loss = -(policy.log_prob(batch.actions) * advantages).mean() - 0.01 * policy.entropy().mean()

@@ -37,7 +37,7 @@ def test_every_setting_has_a_help_text_of_its_own(script):
 
 def test_help_shows_defaults(forked, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    assert "(default: 0.8)" in forked(STEP, "--help").stdout
+    assert "(default: 0.85)" in forked(STEP, "--help").stdout
     assert "(default: 128)" in forked(EPOCH, "--help").stdout
     assert "--video" in forked(EVALUATE, "--help").stdout
 

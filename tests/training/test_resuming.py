@@ -36,7 +36,7 @@ def test_the_directory_is_enough(script, tmp_path):
 @SCRIPTS
 @pytest.mark.parametrize(
     "change",
-    [{"gamma": 0.5}, {"gamma": 0.99}, {"seed": 9}, {"env": "Acrobot-v1"}, {"layer_norm": False}, {"env_kwargs": {}}],
+    [{"gamma": 0.5}, {"gamma": 0.995}, {"seed": 9}, {"env": "Acrobot-v1"}, {"layer_norm": False}, {"env_kwargs": {}}],
     ids=str,
 )
 def test_a_setting_that_differs_is_refused(script, change, tmp_path):
