@@ -60,6 +60,7 @@ ENVIRONMENTS = {
 }
 VARIANTS = {
     "epoch": {
+        "discount 0.99": "--gamma 0.99",
         "no GAE": "--gae-lambda 0",
         "one gradient step of the critic": "--critic-updates 1",
         "independent noise": "--repeat-noise 0",
@@ -72,6 +73,7 @@ VARIANTS = {
         "batches of 512": "--num-envs 16 --sample-size 512",
     },
     "step": {
+        "discount 0.99": "--gamma 0.99",
         "no traces": "--trace-lambda 0",
         "no observation normalization": "--no-obs-norm",
         "no reward scaling": "--no-reward-norm",
@@ -85,7 +87,7 @@ VARIANTS = {
 """Ablations: flags that remove, add or change one part."""
 SETTINGS = {"defaults": "", "gamma 0.9999": "--gamma 0.9999"}
 """The defaults, and what some environments need beside them."""
-INGREDIENTS = ["Pendulum-v0", "MountainCar-v0"]
+INGREDIENTS = ["Pendulum-v0", "MountainCar-v0", "LunarLander-v3"]
 """The environments that they are measured on."""
 
 
@@ -259,8 +261,8 @@ def main(config: Config) -> None:
         done.sort(key=key)
         write_csv(RESULTS, COLUMNS, done)
 
-    # The short runs first, then seed by seed, so that an interrupted pass has as many rows as possible.
-    order = sorted(todo, key=lambda task: (task.timesteps > 500_000, task.seed))
+    # The defaults first and short runs before long ones, so that an interrupted pass has as many rows as possible.
+    order = sorted(todo, key=lambda task: (todo[task].variant not in SETTINGS, task.timesteps > 500_000, task.seed))
     failed = 0 if config.table else train_all(order, config.workers, keep)
     print_tables()
     draw()
