@@ -20,7 +20,7 @@ from torch.distributions import Independent
 
 import environments
 from environments import ActionMap, EnvFn, Shaping, observation_tensor, to_tensor
-from networks import Critic, FlatNetwork, make_actor, repeat_noise
+from networks import Critic, FlatNetwork, ObservationLayout, make_actor, repeat_noise
 from training import ALONE, Callback, Policy, Ranks, Run, RunSettings, compile_methods, main, prepared, seed_all
 from utils import ObservationNormalizer, RewardNormalizer, explained_variance, gae
 
@@ -107,7 +107,7 @@ def train(config: Config, env_fn: EnvFn | None = None, callback: Callback | None
     )
     action_map, observation_map = environments.make_maps(envs)
     torch.manual_seed(config.seed)  # again: an environment may have drawn from the global generator, or seeded it
-    learner = A2C(config, observation_map.size, action_map, ranks)
+    learner = A2C(config, observation_map.layout, action_map, ranks)
     with Run(config, learner.parts, envs, env_fn, callback, ranks) as run:
         run.policy = Policy(learner.actor.network, learner.obs_normalizer, action_map, observation_map)
         if run.resumed:
@@ -148,7 +148,7 @@ def collect(
 
     Args:
         observations: the current observations of the environments, (N, D), not normalized.
-        shaping: adds to the rewards, see `environments.shaping_reward`.
+        shaping: from the rewards to those to learn from, see `environments.load_shaping`.
     """
     config, all_observations, all_actions, outcomes = learner.config, [], [], []
     # All ranks draw the same noise, for all environments, and use their slice of it.
@@ -171,7 +171,7 @@ def collect(
     run.check_steps("a reward", rewards)
     run.log_rewards(rewards, terminated | truncated)  # the environment's own rewards, before shaping
     if shaping:
-        rewards = rewards + shaping(np.array(all_observations), next_observations, terminated)
+        rewards = shaping(rewards, np.array(all_observations), next_observations, terminated)
     batch = Batch(
         observations=observation_tensor(all_observations, config.device),
         actions=torch.stack(all_actions),
@@ -187,25 +187,25 @@ class A2C:
     """The learner: actor, critic, their optimizers and the running statistics.
 
     Args:
-        observation_size: D.
+        layout: of the observations.
         action_map: from sampled actions to those of the environment.
         ranks: the processes that train together; each has an equal part of every batch.
     """
 
-    def __init__(self, config: Config, observation_size: int, action_map: ActionMap, ranks: Ranks = ALONE) -> None:
+    def __init__(self, config: Config, layout: ObservationLayout, action_map: ActionMap, ranks: Ranks = ALONE) -> None:
         self.config = config
         self.ranks = ranks
         self.action_map = action_map.to(config.device)
-        actor = make_actor(observation_size, action_map.nvec, action_map.bounded, config, action_map.mask_size)
+        actor = make_actor(layout, action_map.nvec, action_map.bounded, config)
         # The critic starts at V(s) = 0: optimistic where rewards are negative, which encourages exploration.
-        critic = Critic(observation_size, config, last_gain=0.0)
+        critic = Critic(layout, config, last_gain=0.0)
         self.actor, self.critic = FlatNetwork(actor.to(config.device)), FlatNetwork(critic.to(config.device))
         alpha = max(0.0, 1 - config.sample_size / MEAN_SQUARE_HORIZON)
         # The noise of a batch's gradient falls with the square root of its size; steps grow by the same factor.
         scale = config.sample_size**0.5
         self.actor_optimizer = RMSprop(self.actor.theta, lr=config.actor_lr * scale, alpha=alpha)
         self.critic_optimizer = RMSprop(self.critic.theta, lr=config.critic_lr * scale, alpha=alpha)
-        self.obs_normalizer = ObservationNormalizer(observation_size, ranks, action_map.mask_size).to(config.device)
+        self.obs_normalizer = ObservationNormalizer(layout.size, ranks, layout.unchanged).to(config.device)
         self.reward_normalizer = RewardNormalizer(config.num_envs, config.gamma, ranks).to(config.device)
         self.parts = {  # what a checkpoint saves
             "actor": self.actor.network,

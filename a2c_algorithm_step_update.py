@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import environments
 from environments import ActionMap, EnvFn, observation_tensor, to_tensor
-from networks import Critic, FlatNetwork, make_actor
+from networks import Critic, FlatNetwork, ObservationLayout, make_actor
 from training import Callback, Policy, Run, RunSettings, compile_methods, main, prepared, seed_all
 from utils import ObservationNormalizer, RewardNormalizer, explained_variance
 
@@ -120,7 +120,7 @@ def train(config: Config, env_fn: EnvFn | None = None, callback: Callback | None
     env = environments.make_env(config.env, env_fn, config.env_kwargs, config.frame_stack)
     action_map, observation_map = environments.make_maps(env)
     torch.manual_seed(config.seed)  # again: an environment may have drawn from the global generator, or seeded it
-    learner = A2C(config, observation_map.size, action_map)
+    learner = A2C(config, observation_map.layout, action_map)
     with Run(config, learner.parts, env, env_fn, callback) as run:
         run.policy = Policy(learner.actor.network, learner.obs_normalizer, action_map, observation_map)
         loop = Loop(**run.resumed) if run.resumed else Loop()
@@ -142,7 +142,7 @@ def train(config: Config, env_fn: EnvFn | None = None, callback: Callback | None
             if loop.done:  # the environment's own rewards, neither shaped nor scaled
                 run.log_episode(loop.episode_return, loop.length)
             if shaping:
-                reward = float(reward) + shaping(loop.observation, next_observation, terminated).item()
+                reward = float(shaping(reward, loop.observation, next_observation, terminated))
             outcome = Outcome(reward=reward, terminated=terminated, truncated=truncated, lr_scale=lr_scale)
             inputs = observation_tensor(next_observation, config.device), to_tensor([*outcome], config.device)
             probability = config.repeat_noise**action_map.size * (1.0 - run.progress) ** 4
@@ -185,20 +185,20 @@ class A2C:
     """The learner: actor, critic, their traces and optimizers, and the running statistics.
 
     Args:
-        observation_size: D.
+        layout: of the observations.
         action_map: from sampled actions to those of the environment.
     """
 
-    def __init__(self, config: Config, observation_size: int, action_map: ActionMap) -> None:
+    def __init__(self, config: Config, layout: ObservationLayout, action_map: ActionMap) -> None:
         self.config = config
         self.action_map = action_map.to(config.device)
-        actor = make_actor(observation_size, action_map.nvec, action_map.bounded, config, action_map.mask_size)
+        actor = make_actor(layout, action_map.nvec, action_map.bounded, config)
         self.actor = FlatNetwork(actor.to(config.device))
-        self.critic = FlatNetwork(Critic(observation_size, config).to(config.device))
+        self.critic = FlatNetwork(Critic(layout, config).to(config.device))
         decay = config.gamma * config.trace_lambda
         self.actor_optimizer = TraceOptimizer(self.actor.theta, lr=config.actor_lr, decay=decay)
         self.critic_optimizer = TraceOptimizer(self.critic.theta, lr=config.critic_lr, decay=decay)
-        self.obs_normalizer = ObservationNormalizer(observation_size, unchanged=action_map.mask_size).to(config.device)
+        self.obs_normalizer = ObservationNormalizer(layout.size, unchanged=layout.unchanged).to(config.device)
         self.reward_normalizer = RewardNormalizer(1, config.gamma).to(config.device)
         self.parts = {  # what a checkpoint saves
             "actor": self.actor.network,

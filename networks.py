@@ -6,12 +6,14 @@ An actor maps observations (..., D) to a distribution over actions (..., A); a c
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, Normal
 
+LARGE_IMAGE, SMALL_IMAGE = 36, 14
+"""Height or width, whichever is less: convolutions have stride 4 from the first on, stride 2 from the second on."""
 LARGE_LOG_STD = 4.0
 """From here on, the logarithm of a standard deviation that is a parameter saturates, at 1 more."""
 
@@ -27,6 +29,45 @@ class NetworkSettings:
     mean_limit: float = 1.0
     """Bounded continuous actions: tanh limits the mean of the Gaussian to [-mean_limit, mean_limit], where the action
     range is [-1, 1]. 1 keeps the mean inside the range; raise it if the best actions are at the bounds; 0: no limit."""
+
+
+class Image(NamedTuple):
+    """An image as an environment returns it."""
+
+    shape: tuple[int, int, int]
+    """Height, width and channels; or channels, height and width."""
+    channels_first: bool
+    high: float
+    """Its largest value."""
+
+
+class ObservationLayout(NamedTuple):
+    """What a flat observation (D,) consists of: images first, then numbers, then a mask of invalid actions."""
+
+    size: int
+    """D."""
+    images: tuple[Image, ...] = ()
+    frames: int = 1
+    """Frames of each image; their channels are stacked."""
+    mask_size: int = 0
+
+    @property
+    def image_size(self) -> int:
+        """Entries of all frames of all images."""
+        return self.frames * sum(math.prod(image.shape) for image in self.images)
+
+    @property
+    def unchanged(self) -> tuple[int, int]:
+        """So many entries at the beginning and at the end are not numbers, and not normalized."""
+        return self.image_size, self.mask_size
+
+
+def network(layout: ObservationLayout, outputs: int, settings: NetworkSettings, last_gain: float) -> nn.Sequential:
+    """An `mlp`, behind a `ConvolutionalEncoder` if there are images."""
+    if not layout.images:
+        return mlp(layout.size, outputs, settings, last_gain)
+    encoder = ConvolutionalEncoder(layout, settings)
+    return nn.Sequential(encoder, mlp(encoder.size, outputs, settings, last_gain))
 
 
 def mlp(inputs: int, outputs: int, settings: NetworkSettings, last_gain: float) -> nn.Sequential:
@@ -49,7 +90,60 @@ def mlp(inputs: int, outputs: int, settings: NetworkSettings, last_gain: float) 
     return nn.Sequential(*layers, layer_init(nn.Linear(inputs, outputs), last_gain))
 
 
-def layer_init(layer: nn.Linear, gain: float) -> nn.Linear:
+class ConvolutionalEncoder(nn.Module):
+    """Maps observations (..., D) to features of their images, followed by their other entries, (..., F).
+
+    The convolutions of Mnih et al. 2016 (arXiv 1602.01783), as many as the size of the image calls for: 8 x 8 with
+    stride 4, then 4 x 4 with stride 2, then, if there was none of these, 3 x 3.
+
+    Args:
+        layout: of the observations.
+        settings: of the layers.
+
+    Attributes:
+        size: number of features, F.
+    """
+
+    def __init__(self, layout: ObservationLayout, settings: NetworkSettings) -> None:
+        super().__init__()
+        self.layout = layout
+        self.encoders = nn.ModuleList(convolutions(image, layout.frames, settings) for image in layout.images)
+        self.size = layout.size
+        with torch.no_grad():
+            self.size = self(torch.zeros(1, layout.size)).shape[-1]
+
+    def forward(self, observations: Tensor) -> Tensor:
+        layout = self.layout
+        images, others = observations.tensor_split([layout.image_size], dim=-1)
+        sizes = [math.prod(image.shape) for image in layout.images]
+        parts = images.unflatten(-1, (layout.frames, sum(sizes))).split(sizes, dim=-1)
+        features = []
+        for image, pixels, encoder in zip(layout.images, parts, self.encoders, strict=True):
+            pixels = pixels.unflatten(-1, image.shape)  # (..., frames, *shape)
+            if not image.channels_first:
+                pixels = pixels.movedim(-1, -3)
+            pixels = pixels.flatten(-4, -3).to(torch.get_default_dtype()) / image.high
+            outputs = encoder(pixels.reshape(-1, *pixels.shape[-3:]))  # convolutions take one batch dimension
+            features.append(outputs.reshape(*observations.shape[:-1], outputs.shape[-1]))
+        return torch.cat([*features, others], dim=-1)
+
+
+def convolutions(image: Image, frames: int, settings: NetworkSettings) -> nn.Sequential:
+    """The convolutional layers for an image, or several frames of it: (B, channels, height, width) to (B, features)."""
+    channels, height, width = image.shape if image.channels_first else (image.shape[2], *image.shape[:2])
+    channels, filters = channels * frames, 16
+    layers: list[nn.Module] = []
+    while not layers or min(height, width) >= SMALL_IMAGE:
+        side = min(height, width)
+        kernel, stride = (8, 4) if side >= LARGE_IMAGE else (4, 2) if side >= SMALL_IMAGE else (3, 1)
+        height, width = ((length - kernel) // stride + 1 for length in (height, width))
+        norm = [nn.LayerNorm((filters, height, width), elementwise_affine=False)] if settings.layer_norm else []
+        layers += [layer_init(nn.Conv2d(channels, filters, kernel, stride), 2**0.5), *norm, nn.LeakyReLU()]
+        channels, filters = filters, 2 * filters
+    return nn.Sequential(*layers, nn.Flatten())
+
+
+def layer_init(layer: Any, gain: float) -> Any:
     """Initialize a layer in place: orthogonal weights (Saxe et al. 2014, arXiv 1312.6120) times `gain`, zero bias."""
     nn.init.orthogonal_(layer.weight, gain)
     nn.init.zeros_(layer.bias)
@@ -81,7 +175,7 @@ class GaussianActor(Actor):
     The standard deviation is one learned parameter per entry, the same in every state and 1 at first.
 
     Args:
-        observation_size: D.
+        layout: of the observations.
         bounded: whether the range of each entry is bounded, (A,). If so, tanh keeps the mean within
             `settings.mean_limit`. Without a limit, the mean can move so far outside the range that every sample is
             clipped to the same action, and exploration stops.
@@ -90,9 +184,9 @@ class GaussianActor(Actor):
 
     limits: Tensor
 
-    def __init__(self, observation_size: int, bounded: Sequence[bool], settings: NetworkSettings) -> None:
+    def __init__(self, layout: ObservationLayout, bounded: Sequence[bool], settings: NetworkSettings) -> None:
         super().__init__()
-        self.mean = mlp(observation_size, len(bounded), settings, last_gain=0.01)
+        self.mean = network(layout, len(bounded), settings, last_gain=0.01)
         self.log_std = nn.Parameter(torch.zeros(len(bounded)))
         limits = [settings.mean_limit if limited and settings.mean_limit else math.inf for limited in bounded]
         self.register_buffer("limits", torch.tensor(limits), persistent=False)
@@ -124,22 +218,19 @@ class CategoricalActor(Actor):
     are those of the distribution over valid ones.
 
     Args:
-        observation_size: D.
+        layout: of the observations; an entry of their mask is 0 where an action is invalid.
         nvec: number of values of each entry, (A,).
         settings: of the network.
-        masked: the last sum(nvec) entries of an observation are 0 where an action is invalid.
     """
 
     mask: Tensor  # (A, max(nvec)): 0 where an entry has the value, -inf where not
     places: Tensor  # (A, max(nvec)): of the values in the mask that an observation ends with
 
-    def __init__(
-        self, observation_size: int, nvec: Sequence[int], settings: NetworkSettings, masked: bool = False
-    ) -> None:
+    def __init__(self, layout: ObservationLayout, nvec: Sequence[int], settings: NetworkSettings) -> None:
         super().__init__()
-        self.masked = masked
+        self.masked = layout.mask_size > 0
         self.shape = (len(nvec), max(nvec))
-        self.logits = mlp(observation_size, len(nvec) * max(nvec), settings, last_gain=0.01)
+        self.logits = network(layout, len(nvec) * max(nvec), settings, last_gain=0.01)
         missing = torch.arange(max(nvec)) >= torch.tensor(nvec)[:, None]
         self.register_buffer("mask", torch.zeros(self.shape).masked_fill(missing, -torch.inf), persistent=False)
         first = torch.tensor(nvec).cumsum(0)[:, None] - torch.tensor(nvec)[:, None] - sum(nvec)
@@ -165,20 +256,17 @@ class CategoricalActor(Actor):
 
 
 def make_actor(
-    observation_size: int, nvec: Sequence[int], bounded: Sequence[bool], settings: NetworkSettings, mask_size: int = 0
+    layout: ObservationLayout, nvec: Sequence[int], bounded: Sequence[bool], settings: NetworkSettings
 ) -> Actor:
     """The actor for an action space: categorical for discrete actions, Gaussian for continuous ones.
 
     Args:
-        observation_size: D.
+        layout: of the observations.
         nvec: discrete actions: number of values of each entry, (A,); empty for continuous actions.
         bounded: continuous actions: whether the range of each entry is bounded, (A,); empty for discrete actions.
         settings: of the network.
-        mask_size: entries of a mask of invalid actions, the last ones of an observation.
     """
-    if nvec:
-        return CategoricalActor(observation_size, nvec, settings, masked=mask_size > 0)
-    return GaussianActor(observation_size, bounded, settings)
+    return CategoricalActor(layout, nvec, settings) if nvec else GaussianActor(layout, bounded, settings)
 
 
 def repeat_noise(noise: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
@@ -205,14 +293,14 @@ class Critic(nn.Module):
     """State-value function V(s): the expected discounted return of the policy from a state.
 
     Args:
-        observation_size: D.
+        layout: of the observations.
         settings: of the network.
         last_gain: scale of the last layer's weights; 0 starts with V(s) = 0 everywhere.
     """
 
-    def __init__(self, observation_size: int, settings: NetworkSettings, last_gain: float = 1.0) -> None:
+    def __init__(self, layout: ObservationLayout, settings: NetworkSettings, last_gain: float = 1.0) -> None:
         super().__init__()
-        self.value = mlp(observation_size, 1, settings, last_gain)
+        self.value = network(layout, 1, settings, last_gain)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Values (...,) of observations (..., D)."""

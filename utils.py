@@ -134,30 +134,43 @@ class RunningMeanStd(nn.Module):
 
 
 class ObservationNormalizer(RunningMeanStd):
-    """Scales each entry of an observation to mean 0 and variance 1 over all observations, clipped to [-10, 10].
+    """Scales each number in an observation to mean 0 and variance 1 over all observations, clipped to [-10, 10].
 
     Args:
         size: entries of an observation, D.
         processes: each sees a part of every batch.
-        unchanged: so many entries at the end, such as a mask of invalid actions, stay as they are.
+        unchanged: so many entries at the beginning, of images, and at the end, of a mask of invalid actions, are not
+            changed.
     """
 
-    def __init__(self, size: int, processes: SingleProcess = SINGLE_PROCESS, unchanged: int = 0) -> None:
-        super().__init__(size, processes)
-        self.unchanged = unchanged
+    def __init__(
+        self, size: int, processes: SingleProcess = SINGLE_PROCESS, unchanged: tuple[int, int] = (0, 0)
+    ) -> None:
+        super().__init__(size - unchanged[0], processes)
+        self.images, self.masked = unchanged
+
+    def update(self, batch: Tensor) -> None:
+        """Update the statistics with a batch of observations (B, D), the same B in every process."""
+        if batch.shape[-1] > self.images:
+            super().update(batch[:, self.images :])
 
     def normalize(self, observations: Tensor) -> Tensor:
         """Normalized observations (..., D), as the default float type; unchanged before the first update, if below 1e6.
 
         The mean is subtracted in double precision. An entry that has always been the same, but for rounding, is 0.
+        Observations that are nothing but images keep their type.
         """
-        normalized = ((observations - self.mean) / (self.var + 1e-8).sqrt()).clamp(-10.0, 10.0)
+        images, numbers = observations[..., : self.images], observations[..., self.images :]
+        if not numbers.shape[-1]:
+            return observations
+        normalized = ((numbers - self.mean) / (self.var + 1e-8).sqrt()).clamp(-10.0, 10.0)
         normalized = torch.where(self.var <= 1e-20 * self.mean.square(), 0.0, normalized)  # not NaN
-        raw = observations.clamp(-1e6, 1e6)  # larger ones would overflow in the networks
+        raw = numbers.double().clamp(-1e6, 1e6)  # larger ones would overflow in the networks
         normalized = torch.where(self.count > 0, normalized, raw)
-        if self.unchanged:
-            last = observations[..., -self.unchanged :]
-            normalized = torch.cat((normalized[..., : -self.unchanged], last), dim=-1)
+        if self.masked:
+            normalized = torch.cat((normalized[..., : -self.masked], numbers[..., -self.masked :]), dim=-1)
+        if self.images:
+            normalized = torch.cat((images, normalized), dim=-1)
         return normalized.to(torch.get_default_dtype())
 
 

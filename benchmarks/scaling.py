@@ -37,6 +37,7 @@ import a2c_algorithm_epoch_update as epoch
 import environments
 from benchmarks import measuring
 from benchmarks.measuring import PROJECT, Measurements, measure_and_show, print_table, python, rate
+from networks import ObservationLayout
 from training.ranks import Ranks
 
 BACKENDS = Measurements("backends", "environment", "environments", "backend", "round", "timesteps_per_second")
@@ -177,7 +178,7 @@ def communicated() -> list[int]:
     env = environments.make_env(ENV)
     ranks: Any = Counting()
     inputs, outputs = spaces.flatdim(env.observation_space), spaces.flatdim(env.action_space)
-    learner = epoch.A2C(config, inputs, environments.ActionMap(env.action_space), ranks)
+    learner = epoch.A2C(config, ObservationLayout(inputs), environments.ActionMap(env.action_space), ranks)
     size = config.sample_size // config.num_envs, config.num_envs
     observations, actions, zeros = torch.randn(*size, inputs), torch.randn(*size, outputs), torch.zeros(size)
     learner.update(epoch.Batch(observations, actions, zeros, observations, zeros, zeros), 1.0)

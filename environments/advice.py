@@ -9,6 +9,7 @@ from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import NormalizeObservation, NormalizeReward
 
 from environments.border import Border
+from environments.flattening import is_image
 from environments.structure import leaves, left_out
 
 MANY_INPUTS = 1_000
@@ -38,8 +39,11 @@ def space_advice(name: str, space: spaces.Space) -> list[str]:
     lines = []
     if names := left_out(space):
         lines.append(f"{name}: {', '.join(names)} of its observations cannot be flattened, and are left out")
-    images = [leaf for leaf in leaves(space) if isinstance(leaf, spaces.Box) and len(leaf.shape) > 1]
-    inputs = sum(int(np.prod(image.shape)) for image in images)
+    arrays = [leaf for leaf in leaves(space) if isinstance(leaf, spaces.Box) and len(leaf.shape) > 1]
+    inputs = sum(int(np.prod(array.shape)) for array in arrays if not is_image(array))
     if inputs >= MANY_INPUTS:
-        lines.append(f"{name}: images are flattened to {inputs:,} inputs of a fully connected network; make them small")
+        lines.append(
+            f"{name}: arrays are flattened to {inputs:,} inputs of a fully connected network; if they are images, make"
+            " them a Box of type uint8 and three dimensions, (height, width, channels), to use convolutions"
+        )
     return lines

@@ -11,7 +11,8 @@ import numpy as np
 from gymnasium import spaces
 
 from environments.errors import EnvironmentFault, UsageError
-from environments.masks import MASK, MaskInObservation, choices, has_mask, mask_last, mask_size
+from environments.flattening import Flattening
+from environments.masks import MASK, MaskInObservation, choices, has_mask, mask_size
 from environments.structure import flat_actions, numeric_part, structured
 
 IN_USE: weakref.WeakValueDictionary[int, gym.Env] = weakref.WeakValueDictionary()
@@ -45,13 +46,13 @@ class Border(gym.Wrapper):
         self.declared = space
         self.mask_size = mask_size(space, actions)
         if self.mask_size:
-            space = mask_last(space)
             self.first_choices = np.cumsum([0, *choices(actions)[:-1]])
-        self.flattened = space
         self.is_vector = isinstance(space, spaces.Box) and len(space.shape) == 1
         self.is_structured = actions is not env.action_space
+        self.image_size = 0
         if not self.is_vector:
-            self.observation_space = spaces.flatten_space(space)
+            self.flattening = Flattening(space, self.mask_size)
+            self.observation_space, self.image_size = self.flattening.space, self.flattening.layout().image_size
         self.vector_shape, self.dtype = self.observation_space.shape, self.observation_space.dtype
         own_spaces(env.unwrapped)
         if self.registers:
@@ -112,8 +113,7 @@ class Border(gym.Wrapper):
     def observation(self, observation: Any, source: str, last: bool = False) -> np.ndarray:
         """An observation as a vector (D,) of the declared type; `last`: of an episode."""
         try:
-            values = (observation, observation[MASK]) if self.mask_size else observation
-            values = values if self.is_vector else spaces.flatten(self.flattened, values)
+            values = observation if self.is_vector else self.flattening(observation)
             vector = np.array(values, dtype=self.dtype)
             if isinstance(values, np.ndarray) and values.dtype.kind == "c":
                 raise ValueError("complex numbers")

@@ -15,12 +15,14 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.wrappers import FrameStackObservation
+from gymnasium.wrappers import FrameStackObservation, TransformObservation
 
 from environments.actions import ActionMap
+from environments.atari import AtariVectorEnv, is_atari, make_atari_env
 from environments.border import Border
 from environments.envpool import EnvPoolVectorEnv
 from environments.errors import UsageError, first_line
+from environments.flattening import stack
 from environments.modules import import_user_module
 from environments.observations import ObservationMap
 from environments.pendulum import PENDULUM_V0
@@ -73,7 +75,12 @@ def make_env(
         check_env_id(env_id)
     try:
         kwargs = {**(env_kwargs or {}), **more}
-        env = env_fn(**kwargs) if env_fn else gym.make(env_id, disable_env_checker=True, **kwargs)
+        if env_fn:
+            env = env_fn(**kwargs)
+        elif is_atari(env_id):
+            env = make_atari_env(env_id, kwargs)
+        else:
+            env = gym.make(env_id, disable_env_checker=True, **kwargs)
     except (Exception, SystemExit) as error:  # a constructor can raise anything
         raise UsageError(f"{what} {'failed' if env_fn else 'cannot be made'}: {first_line(error)}") from error
     if not isinstance(env, gym.Env):
@@ -91,8 +98,10 @@ def make_env(
         raise UsageError(
             f"--frame-stack {frame_stack} is not possible with {env_id}, which has an action_mask; remove one"
         )
-    stacked = Border(FrameStackObservation(border, frame_stack), env_id)
-    stacked.frame_stack = frame_stack
+    frames, image_size = FrameStackObservation(border, frame_stack), border.image_size
+    space = spaces.flatten_space(frames.observation_space)
+    stacked = Border(TransformObservation(frames, lambda steps: stack(steps, image_size), space), env_id)
+    stacked.declared, stacked.frame_stack = border.declared, frame_stack
     return stacked
 
 
@@ -140,6 +149,9 @@ def make_vector_env(
     as_registered = env_fn is None and not env_kwargs and frame_stack == 1
     if as_registered and env_id == PENDULUM_V0:  # in NumPy, faster than SyncVectorEnv
         return gym.make_vec(env_id, num_envs, "vector_entry_point", autoreset_mode=AutoresetMode.DISABLED)
+    if as_registered and is_atari(env_id):
+        make_env(env_id).close()  # for its error messages
+        return AtariVectorEnv(env_id, num_envs)
     return SequentialVectorEnv(env_fns, env_id)
 
 
@@ -196,7 +208,14 @@ def check_env_id(env_id: str) -> None:
 
 
 def find_plug_in(env_id: str) -> bool:
-    """Import installed packages that depend on Gymnasium and register something, until one has this environment."""
+    """Let installed packages register their environments, until one has this environment.
+
+    They are packages with an entry point for it, and those that depend on Gymnasium and register something.
+    """
+    for entry_point in importlib.metadata.entry_points(group="gymnasium.envs"):
+        if env_id.startswith(f"{entry_point.name}/"):
+            with contextlib.suppress(Exception, SystemExit):  # a package can raise anything
+                entry_point.load()()
     modules = [package.replace("-", "_") for start, package in PACKAGES.items() if env_id.startswith(start)]
     for module, distributions in sorted(importlib.metadata.packages_distributions().items()):
         requirements = [line for name in distributions for line in importlib.metadata.requires(name) or ()]
@@ -205,8 +224,8 @@ def find_plug_in(env_id: str) -> bool:
             if spec and spec.origin and "register" in Path(spec.origin).read_text(errors="ignore"):
                 modules.append(module)
     for module in modules:
-        with contextlib.suppress(Exception, SystemExit):  # importing a module can raise anything
-            importlib.import_module(module)
         if env_id in gym.registry:
-            return True
-    return False
+            break
+        with contextlib.suppress(Exception, SystemExit):
+            importlib.import_module(module)
+    return env_id in gym.registry

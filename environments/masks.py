@@ -35,12 +35,6 @@ def mask_size(observations: spaces.Space | None, actions: spaces.Space) -> int:
     return size
 
 
-def mask_last(space: Any) -> spaces.Tuple:
-    """A Dict of observations with a mask, in the order in which it is flattened: all else, then the mask."""
-    others = {name: entry for name, entry in space.items() if name != MASK}
-    return spaces.Tuple([spaces.Dict(others), space[MASK]])
-
-
 class MaskInObservation(gym.Wrapper):
     """Moves the mask of invalid actions to the observation, which becomes a Dict; see `has_mask`.
 

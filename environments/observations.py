@@ -8,7 +8,8 @@ from gymnasium import spaces
 from torch import Tensor
 
 from environments.errors import UsageError
-from environments.masks import MASK, mask_last, mask_size
+from environments.flattening import Flattening, stack
+from environments.masks import mask_size
 
 
 def to_tensor(values: Any, device: str) -> Tensor:
@@ -20,15 +21,18 @@ def to_tensor(values: Any, device: str) -> Tensor:
 
 
 def observation_tensor(observations: Any, device: str) -> Tensor:
-    """Flat observations (..., D) as a floating-point tensor that keeps their precision.
+    """Flat observations (..., D) as a tensor that keeps their precision: of bytes, or of floating-point numbers.
 
     Integers of more than 16 bits and float64 stay in double precision until the normalizer has subtracted the mean:
     of a time stamp, float32 would keep only minutes. The tensor may share the memory of an array.
     """
     array = np.asarray(observations)
-    if array.dtype.char not in "fd" or not array.dtype.isnative or not array.flags.writeable:
-        narrow = array.dtype.itemsize <= 2 or array.dtype == np.float32
-        array = np.array(array, dtype=np.float32 if narrow else np.float64)
+    if array.dtype == np.bool_:
+        array = array.view(np.uint8)
+    narrow = array.dtype.itemsize <= 2 or array.dtype == np.float32
+    kind = np.uint8 if array.dtype == np.uint8 else np.float32 if narrow else np.float64
+    if array.dtype != kind or not array.flags.writeable:
+        array = np.array(array, dtype=kind)
     return transferred(array, device)
 
 
@@ -52,19 +56,21 @@ class ObservationMap:
 
     Attributes:
         size: entries of a flat observation, D.
+        layout: what these entries are.
     """
 
     def __init__(self, space: spaces.Space, actions: spaces.Space | None = None, frame_stack: int = 1) -> None:
         self.space, self.frame_stack = space, frame_stack
-        self.size = spaces.flatdim(space)
-        self.masked = actions is not None and mask_size(space, actions) > 0
-        self.flattened: Any = mask_last(space) if self.masked else space
+        self.flattening = Flattening(space, 0 if actions is None else mask_size(space, actions))
+        self.layout = self.flattening.layout(frame_stack)
+        self.size = self.layout.size
 
     def __call__(self, observations: Any) -> tuple[np.ndarray, bool]:
         """Flat observations (N, D), and whether it was only one.
 
         Args:
-            observations: flat ones, (N, D) or (D,), or as the environment returns them: one, or a list of them.
+            observations: flat ones, (N, D) or (D,), or as the environment returns them: one, or a list of them. Where
+                they are stacked, one is those of as many steps, the last one last.
 
         A list of integers is many observations of a Discrete space, not a flat one.
 
@@ -72,23 +78,36 @@ class ObservationMap:
             UsageError: they are none of these.
         """
         shape = shape_of(observations)
-        choices = isinstance(self.space, spaces.Discrete) and len(shape or ()) == 1
+        choices = isinstance(self.space, spaces.Discrete) and len(shape or ()) == 1 and self.frame_stack == 1
         integers = choices and np.issubdtype(np.asarray(observations).dtype, np.integer)
         if shape is not None and shape[-1:] == (self.size,) and len(shape) <= 2 and not integers:
             array = np.asarray(observations)
             return (array, False) if len(shape) == 2 else (array[None], True)
-        if fits(self.space, observations):
-            return self._flatten([observations]), True
-        many = isinstance(observations, (list, tuple)) or (isinstance(observations, np.ndarray) and observations.ndim)
-        if many and len(observations) and all(fits(self.space, observation) for observation in observations):
-            return self._flatten(observations), False
+        if self._is_one(observations):
+            return self._flat(observations)[None], True
+        if is_sequence(observations) and len(observations) and all(map(self._is_one, observations)):
+            return np.array(list(map(self._flat, observations))), False
         what = f"of shape {shape}" if shape is not None else f"of type {type(observations).__name__}"
         raise UsageError(f"observations {what} must be (N, {self.size}), ({self.size},) or of {self.space}")
 
-    def _flatten(self, observations: Any) -> np.ndarray:
-        if self.masked:
-            observations = [(observation, observation[MASK]) for observation in observations]
-        return np.array([spaces.flatten(self.flattened, observation) for observation in observations])
+    def _is_one(self, observation: Any) -> bool:
+        """Whether this is one observation, or those of as many steps as are stacked."""
+        if self.frame_stack == 1:
+            return fits(self.space, observation)
+        steps = is_sequence(observation) and len(observation) == self.frame_stack
+        return steps and all(fits(self.space, step) for step in observation)
+
+    def _flat(self, observation: Any) -> np.ndarray:
+        """One observation as a vector, (D,)."""
+        if self.frame_stack == 1:
+            return self.flattening(observation)
+        steps = np.array(list(map(self.flattening, observation)))
+        return stack(steps, self.layout.image_size // self.frame_stack)
+
+
+def is_sequence(value: Any) -> bool:
+    """Whether this is a list, tuple or array of several items."""
+    return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim > 0)
 
 
 def fits(space: Any, observation: Any) -> bool:

@@ -14,11 +14,11 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
-from environments.outside import FUNCTION, PLAIN, find, is_empty, outside, place
+from environments.outside import FUNCTION, PLAIN, find, is_empty, is_plain, outside, place
 from environments.physics import data_state, model_state
 
-# Not part of the state: these stay as the constructor made them.
-STATIC_BY_NAME = {"gymnasium.MujocoRenderer"}  # MuJoCo is imported only by environments that use it
+# Not part of the state: these stay as the constructor made them. By name, since importing some of them takes time.
+STATIC_BY_NAME = {"gymnasium.MujocoRenderer", "environments.Flattening"}
 IN_PLACE = (gym.Env, VectorEnv, spaces.Space)
 GENERATORS = {name: getattr(np.random, name) for name in ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")}
 GLOBAL: dict[str, Any] = {
@@ -119,6 +119,8 @@ class Reader:
             return "mujoco_model", [self._bytes(arrays), numbers]
         if isinstance(value, (types.ModuleType, EnvSpec)) or name in STATIC_BY_NAME:
             return "static", None
+        if is_plain(type(value)):
+            return "object", self._attributes(value)
         raise UnreadableError(f"{type(value).__module__}.{type(value).__qualname__}")
 
     def _array(self, array: np.ndarray) -> tuple[str, Any]:
@@ -163,7 +165,7 @@ class Reader:
         return [array.dtype.str, list(array.shape), order, tensor]
 
     def _attributes(self, value: Any) -> list[Any]:
-        """Class and attributes of an environment or space, and what it uses outside of them, see `outside`."""
+        """Class and attributes of an object, and what it uses outside of them, see `outside`."""
         if any(vars(cls).get("__slots__") for cls in type(value).__mro__):
             raise UnreadableError(f"{type(value).__name__}, whose attributes are __slots__")
         attributes = {name: self.read(item) for name, item in vars(value).items()}

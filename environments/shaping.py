@@ -1,16 +1,16 @@
-"""Potential-based reward shaping."""
+"""The rewards that an agent learns from: potential-based reward shaping, and the signs of Atari's scores."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from environments.atari import is_atari
 from environments.errors import UsageError
 from environments.modules import import_function
 
 Potential = Callable[[np.ndarray], np.ndarray]
-Shaping = Callable[..., np.ndarray]
+Shaping = Callable[[Any, np.ndarray, np.ndarray, Any], Any]
 
 
 def mountain_car_potential(observations: np.ndarray) -> np.ndarray:
@@ -33,29 +33,43 @@ BUILT_IN_POTENTIALS: dict[str, Potential] = {
 
 
 def load_shaping(name: str | None, env_id: str, gamma: float) -> Shaping | None:
-    """`shaping_reward` with the potential that `--reward-shaping` names; None if it names none.
+    """A function from r, s, s' and whether s' is terminal to the rewards to learn from; None if these are r.
+
+    Of Atari games, whose scores differ by orders of magnitude, they are the signs (Mnih et al. 2015). With a potential,
+    `shaping_reward` is added.
 
     Args:
-        name: `built-in`, or your own `module:function`.
+        name: of the potential: `built-in`, or your own `module:function`; none if empty.
         env_id: of the environment.
         gamma: the discount factor.
 
     Raises:
         UsageError: the environment has no built-in potential, or the function cannot be imported.
     """
-    if not name:
-        return None
+    potential = load_potential(name, env_id) if name else None
+    signs = is_atari(env_id)
+
+    def shaping(rewards: Any, observations: np.ndarray, next_observations: np.ndarray, terminated: Any) -> Any:
+        rewards = np.sign(rewards) if signs else rewards
+        if potential is None:
+            return rewards
+        return rewards + shaping_reward(observations, next_observations, terminated, potential=potential, gamma=gamma)
+
+    return shaping if potential or signs else None
+
+
+def load_potential(name: str, env_id: str) -> Potential:
+    """The potential that `--reward-shaping` names."""
     if name == "built-in":
         if env_id not in BUILT_IN_POTENTIALS:
             raise UsageError(
                 f"--reward-shaping: {env_id} has no built-in potential (only {' and '.join(BUILT_IN_POTENTIALS)} do);"
                 " give your own as module:function"
             )
-        return functools.partial(shaping_reward, potential=BUILT_IN_POTENTIALS[env_id], gamma=gamma)
+        return BUILT_IN_POTENTIALS[env_id]
     if ":" not in name:
         raise UsageError(f"--reward-shaping {name} must be built-in or module:function")
-    potential = import_function(name, "--reward-shaping")
-    return functools.partial(shaping_reward, potential=potential, gamma=gamma)
+    return import_function(name, "--reward-shaping")
 
 
 def shaping_reward(

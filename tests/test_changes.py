@@ -13,7 +13,7 @@ import a2c_algorithm_epoch_update as epoch
 import a2c_algorithm_step_update as step
 import training.policy
 from environments import ActionMap, UsageError
-from networks import Actor, Critic, FlatNetwork, GaussianActor, NetworkSettings, mlp
+from networks import Actor, Critic, FlatNetwork, GaussianActor, NetworkSettings, ObservationLayout, mlp
 from training import compile_methods, evaluate, load_policy
 
 
@@ -34,7 +34,9 @@ def test_an_optimizer_of_pytorch_works_and_is_said_not_to_compile(capsys):
     learners = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        learner = epoch.A2C(epoch.Config(hidden_sizes=(8,), compile=False), 3, ActionMap(spaces.Box(-1, 1, (1,))))
+        learner = epoch.A2C(
+            epoch.Config(hidden_sizes=(8,), compile=False), ObservationLayout(3), ActionMap(spaces.Box(-1, 1, (1,)))
+        )
         learner.critic_optimizer = TorchOptimizer(learner.critic)
         if compiled:
             compile_methods(learner, "update_critic")
@@ -114,9 +116,9 @@ class ScaledBeta(Beta):
 class BetaActor(Actor):
     """Has no noise that could be drawn beforehand."""
 
-    def __init__(self, observation_size, nvec, bounded, settings, mask_size=0):
+    def __init__(self, layout, nvec, bounded, settings):
         super().__init__()
-        self.net = mlp(observation_size, 2 * len(bounded), settings, last_gain=0.01)
+        self.net = mlp(layout.size, 2 * len(bounded), settings, last_gain=0.01)
 
     def forward(self, observations):
         alpha, beta = (1 + nn.functional.softplus(self.net(observations))).chunk(2, dim=-1)
@@ -137,9 +139,9 @@ def test_an_actor_may_sample_by_itself(script, tmp_path, monkeypatch):
 class ActorCritic(nn.Module):
     """Two networks with the same hidden layers."""
 
-    def __init__(self, observation_size, settings):
+    def __init__(self, layout, settings):
         super().__init__()
-        self.actor, self.critic = GaussianActor(observation_size, [True], settings), Critic(observation_size, settings)
+        self.actor, self.critic = GaussianActor(layout, [True], settings), Critic(layout, settings)
         *trunk, _ = self.actor.mean
         self.critic.value = nn.Sequential(*trunk, self.critic.value[-1])
 
@@ -151,7 +153,7 @@ def test_actor_and_critic_may_share_layers():
     """In one vector of parameters, with one gradient; each loads its own from what is saved."""
     torch.manual_seed(0)
     settings = NetworkSettings(hidden_sizes=(8, 8))
-    network = FlatNetwork(ActorCritic(3, settings))
+    network = FlatNetwork(ActorCritic(ObservationLayout(3), settings))
     separate = sum(p.numel() for net in (network.network.actor, network.network.critic) for p in net.parameters())
     trunk = 3 * 8 + 8 + 8 * 8 + 8
     assert len(network.theta) == separate - trunk
@@ -165,7 +167,8 @@ def test_actor_and_critic_may_share_layers():
     torch.testing.assert_close(gradient, torch.cat([p.grad.flatten() for p in reference.parameters()]))
     with torch.no_grad():
         network.theta.sub_(0.1 * gradient)
-    actor, critic = GaussianActor(3, [True], settings), Critic(3, settings)
+    layout = ObservationLayout(3)
+    actor, critic = GaussianActor(layout, [True], settings), Critic(layout, settings)
     actor.load_state_dict(network.network.actor.state_dict())
     critic.load_state_dict(network.network.critic.state_dict())
     torch.testing.assert_close(actor(observations).mode, network(observations)[0].mode)

@@ -14,7 +14,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 import a2c_algorithm_epoch_update as epoch
 import environments
 from environments import ActionMap
-from networks import CategoricalActor, Critic, GaussianActor, NetworkSettings, repeat_noise
+from networks import CategoricalActor, Critic, GaussianActor, NetworkSettings, ObservationLayout, repeat_noise
 from training import Run
 from utils import RewardNormalizer, gae
 
@@ -26,11 +26,11 @@ def actor_and_batch(space, batch=7):
     torch.manual_seed(0)
     if space is CONTINUOUS:
         actor, actions = (
-            GaussianActor(3, [True, False], NetworkSettings(hidden_sizes=(5, 4), mean_limit=1.0)),
+            GaussianActor(ObservationLayout(3), [True, False], NetworkSettings(hidden_sizes=(5, 4), mean_limit=1.0)),
             torch.randn(batch, 2, dtype=torch.float64),
         )
     else:
-        actor = CategoricalActor(3, [2, 4], NetworkSettings(hidden_sizes=(5, 4)))
+        actor = CategoricalActor(ObservationLayout(3), [2, 4], NetworkSettings(hidden_sizes=(5, 4)))
         actions = torch.stack([torch.randint(0, n, (batch,)) for n in (2, 4)], dim=1)
     actor.double()
     for parameter in actor.parameters():
@@ -86,7 +86,7 @@ def learner_for(name="Pendulum-v0", **settings):
     envs = environments.make_vector_env(name, 4)
     torch.manual_seed(0)
     action_map = ActionMap(envs.single_action_space)
-    return envs, epoch.A2C(config, spaces.flatdim(envs.single_observation_space), action_map)
+    return envs, epoch.A2C(config, environments.make_maps(envs)[1].layout, action_map)
 
 
 @pytest.mark.parametrize("name", ["Pendulum-v0", "CartPole-v1"])
@@ -267,12 +267,12 @@ def test_a_signal_is_heeded_once_a_timestep(tmp_path):
 
 
 def test_critic_regresses_on_the_returns():
-    critic = Critic(3, NetworkSettings(hidden_sizes=(16, 16)))
+    critic = Critic(ObservationLayout(3), NetworkSettings(hidden_sizes=(16, 16)))
     assert critic(torch.randn(5, 4, 3)).shape == (5, 4)
 
 
 def test_layer_norm_makes_the_actor_blind_to_the_scale_of_its_first_layer():
-    actor = GaussianActor(3, [True], NetworkSettings(hidden_sizes=(16, 16)))
+    actor = GaussianActor(ObservationLayout(3), [True], NetworkSettings(hidden_sizes=(16, 16)))
     actor.log_std.data.zero_()
     observations = torch.randn(4, 3)
     before = actor(observations).mode
@@ -283,7 +283,7 @@ def test_layer_norm_makes_the_actor_blind_to_the_scale_of_its_first_layer():
 
 
 def test_a_mean_stays_within_its_limit():
-    actor = GaussianActor(3, [True, False], NetworkSettings(hidden_sizes=(16,), mean_limit=2.0))
+    actor = GaussianActor(ObservationLayout(3), [True, False], NetworkSettings(hidden_sizes=(16,), mean_limit=2.0))
     actor.mean[-1].weight.data *= 1e4
     mean = actor(torch.randn(100, 3)).mode
     assert 1 < mean[:, 0].abs().max() <= 2
@@ -301,7 +301,7 @@ def test_the_noise_is_not_what_the_networks_were_initialized_from(tmp_path, seed
 
 
 def test_a_choice_that_is_not_there_is_never_taken():
-    actor = CategoricalActor(2, [2, 5], NetworkSettings(hidden_sizes=(8,)))
+    actor = CategoricalActor(ObservationLayout(2), [2, 5], NetworkSettings(hidden_sizes=(8,)))
     samples = actor.sample(actor(torch.randn(2000, 2)), actor.noise(2000))
     assert samples[:, 0].max() == 1
     assert samples[:, 1].max() == 4

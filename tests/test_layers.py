@@ -15,7 +15,7 @@ LAYERS = [
     ["benchmarks"],
 ]
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}
-ALONE = {"networks": set(), "utils": set(), "environments": {"environments"}}
+ALONE = {"networks": set(), "utils": set(), "environments": {"environments", "networks"}}
 """What each part of the lowest layer may import of the project."""
 MODULES = [path.relative_to(PROJECT) for path in PROJECT.rglob("*.py") if path.relative_to(PROJECT).parts[0] != "tests"]
 MODULES = [path for path in MODULES if path.parts[0].removesuffix(".py") in LAYER]

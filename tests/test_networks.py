@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from networks import Critic, GaussianActor, NetworkSettings, mlp
+from networks import Critic, GaussianActor, NetworkSettings, ObservationLayout, mlp
 
 
 def inputs_of_activations(network, observations):
@@ -40,11 +40,11 @@ def test_orthogonal_weights():
         expected = gain**2 * torch.eye(len(layer.weight))
         torch.testing.assert_close(layer.weight @ layer.weight.T, expected, atol=1e-5, rtol=1e-5)
         assert not layer.bias.any()
-    assert not Critic(3, NetworkSettings(), last_gain=0.0)(torch.randn(5, 3)).any()
+    assert not Critic(ObservationLayout(3), NetworkSettings(), last_gain=0.0)(torch.randn(5, 3)).any()
 
 
 def test_a_deviation_has_a_limit_and_below_it_none():
-    actor = GaussianActor(2, [True], NetworkSettings())
+    actor = GaussianActor(ObservationLayout(2), [True], NetworkSettings())
     for log_std, expected in ((-3.0, -3.0), (3.9, 3.9), (9.0, 5.0), (1000.0, 5.0)):
         with torch.no_grad():
             actor.log_std.fill_(log_std)

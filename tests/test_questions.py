@@ -7,7 +7,7 @@ from torch.distributions import Categorical, Independent, Normal
 
 import a2c_algorithm_epoch_update as epoch
 import a2c_algorithm_step_update as step
-from networks import Critic, NetworkSettings
+from networks import Critic, NetworkSettings, ObservationLayout
 from utils import gae
 
 
@@ -83,7 +83,7 @@ def test_why_many_steps_of_the_critic():
     losses = []
     for steps in (1, 10):
         torch.manual_seed(1)
-        critic = Critic(3, NetworkSettings(hidden_sizes=(32, 32)))
+        critic = Critic(ObservationLayout(3), NetworkSettings(hidden_sizes=(32, 32)))
         optimizer = torch.optim.RMSprop(critic.parameters(), 2e-3)
         for _ in range(steps):
             optimizer.zero_grad()

@@ -13,12 +13,13 @@ from gymnasium import spaces
 
 import a2c_algorithm_step_update as step
 from environments import ActionMap
+from networks import ObservationLayout
 
 
 def learner_for(space=None, **settings):
     torch.manual_seed(0)
     config = step.Config(hidden_sizes=(6, 5), compile=False, **settings)
-    return step.A2C(config, 3, ActionMap(space or spaces.Box(-1, 1, (2,))))
+    return step.A2C(config, ObservationLayout(3), ActionMap(space or spaces.Box(-1, 1, (2,))))
 
 
 def transition(rng, space):

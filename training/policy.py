@@ -111,17 +111,20 @@ def load_policy(directory: str | Path, env_fn: EnvFn | None = None, best: bool =
     observations, actions = state.get("spaces") or (None, None)
     with fitting(directory):
         if observations and actions:
-            action_map, observation_map = environments.maps_of(
-                from_data(observations), from_data(actions), config.frame_stack
-            )
+            space = from_data(observations)
+            if config.frame_stack > 1 and state["format"] < 10:  # of all steps
+                space = gym.spaces.Box(space.low[0], space.high[0], dtype=space.dtype)
+            action_map, observation_map = environments.maps_of(space, from_data(actions), config.frame_stack)
         else:
             with closing(environments.make_env(config.env, env_fn, config.env_kwargs, config.frame_stack)) as env:
                 action_map, observation_map = environments.make_maps(env)
-        if action_map.mask_size and state["format"] < 8:
-            raise UsageError(f"{directory} was trained by a version without action_mask; use the commit in config.json")
-        actor = make_actor(observation_map.size, action_map.nvec, action_map.bounded, config, action_map.mask_size)
+        layout = observation_map.layout
+        for what, first_format, is_there in (("action_mask", 8, layout.mask_size), ("convolutions", 10, layout.images)):
+            if is_there and state["format"] < first_format:
+                raise UsageError(f"{directory} was trained by a version without {what}; use the commit in config.json")
+        actor = make_actor(layout, action_map.nvec, action_map.bounded, config)
         actor.load_state_dict(state["actor"])
-        normalizer = ObservationNormalizer(observation_map.size, unchanged=action_map.mask_size)
+        normalizer = ObservationNormalizer(layout.size, unchanged=layout.unchanged)
         normalizer.load_state_dict(state["obs_normalizer"])
     return Policy(actor, normalizer, action_map, observation_map), config.env
 
@@ -134,7 +137,7 @@ def load_critic(directory: Path, policy: Policy) -> Callable[[np.ndarray], np.nd
         policy: of the same run.
     """
     config, state = config_from(RunSettings, load_config(directory)), load_checkpoint(directory)
-    critic = Critic(len(policy.normalizer.mean), config)
+    critic = Critic(policy.observation_map.layout, config)
     with fitting(directory):
         critic.load_state_dict(state["critic"])
 

@@ -14,7 +14,7 @@ from gymnasium import spaces
 import a2c_algorithm_epoch_update as epoch
 import a2c_algorithm_step_update as step
 from environments import EnvironmentFault, UsageError, make_env
-from networks import CategoricalActor, NetworkSettings
+from networks import CategoricalActor, NetworkSettings, ObservationLayout
 from training import evaluate, load_policy
 
 ACTIONS = {
@@ -113,7 +113,7 @@ def test_the_mask_comes_last_in_the_observation(source, actions):
 
 def test_probabilities_are_those_of_the_valid_actions():
     """Compared with a softmax over the valid values only."""
-    actor = CategoricalActor(7, [3, 2], NetworkSettings(), masked=True)
+    actor = CategoricalActor(ObservationLayout(7, mask_size=5), [3, 2], NetworkSettings())
     torch.nn.init.normal_(actor.logits[-1].weight)
     mask = torch.tensor([[1, 0, 1, 1, 1], [0, 1, 0, 0, 1], [1, 1, 1, 1, 1.0]])
     observations = torch.cat((torch.randn(3, 2), mask), dim=1)

@@ -3,6 +3,7 @@
 import functools
 import random
 from collections import deque
+from dataclasses import dataclass
 from enum import Enum, Flag, IntEnum
 
 import gymnasium as gym
@@ -258,6 +259,37 @@ class ReadOnly(Mine):
         return self.view + 10 * self.view.flags.writeable
 
 
+class Body:
+    """A helper object, as games have many."""
+
+    def __init__(self, speed):
+        self.speed, self.owner = speed, None
+
+
+@dataclass
+class Asteroid(Body):
+    x: float = 0.0
+
+    def __post_init__(self):
+        super().__init__(speed=1.0)
+
+
+class Objects(Mine):
+    """Objects that the constructor makes, others that a step adds, one that is held twice, and a cycle."""
+
+    def begin(self):
+        self.ship = Body(1.0)
+        self.bodies = deque([self.ship], maxlen=3)
+
+    def change(self):
+        self.bodies.append(Asteroid(self.t))
+        self.last = self.bodies[-1]
+        self.last.x += 0.5
+        self.last.owner, self.ship.owner = self, self.last
+        self.ship.speed *= 1.5
+        return sum(body.speed for body in self.bodies) + self.ship.owner.x + (self.last is self.bodies[-1])
+
+
 class Keeps(Mine):
     """The action that it was given."""
 
@@ -284,7 +316,7 @@ def wrapped():
 
 KINDS = [
     *(Enums, Flags, Methods, Views, ReadOnly, Tensors, OneGenerator, ManyGenerators, Old, Globals, Space),
-    *(ClassVariable, ModuleVariable, Helpers, Closure, Recursive, Cycle, Keeps, wrapped),
+    *(ClassVariable, ModuleVariable, Helpers, Closure, Recursive, Cycle, Keeps, Objects, wrapped),
 ]
 
 
@@ -308,6 +340,15 @@ def test_an_environment_goes_on_where_it_was(kind, tmp_path):
     set_state(new, again)  # what was restored can be saved again
 
 
+class Finalized:
+    def __del__(self):
+        pass
+
+
+class InC(dict):
+    pass
+
+
 class Holds(Mine):
     def __init__(self, held):
         self.held = held
@@ -322,6 +363,9 @@ ODD = np.arange(24.0).reshape(2, 3, 4).transpose(1, 0, 2).copy("K")
     "held",
     [
         object(),
+        Finalized(),
+        InC(a=1),
+        functools.partial(print),
         iter([1]),
         {1},
         np.array([None]),

@@ -143,16 +143,17 @@ def test_observations_of_another_size_are_refused_in_a_line(wrong):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "precise"),
+    ("dtype", "kind"),
     [
-        (np.bool_, False),
-        (np.uint8, False),
-        (np.float16, False),
-        (np.float32, False),
-        (np.int64, True),
-        (np.float64, True),
+        (np.bool_, torch.uint8),
+        (np.uint8, torch.uint8),
+        (np.int16, torch.float32),
+        (np.float16, torch.float32),
+        (np.float32, torch.float32),
+        (np.int64, torch.float64),
+        (np.float64, torch.float64),
     ],
 )
-def test_wide_numbers_keep_their_precision_until_the_mean_is_subtracted(dtype, precise):
+def test_wide_numbers_keep_their_precision_until_the_mean_is_subtracted_and_bytes_stay_bytes(dtype, kind):
     tensor = observation_tensor(np.ones((2, 3), dtype), "cpu")
-    assert tensor.dtype == (torch.float64 if precise else torch.float32)
+    assert tensor.dtype == kind

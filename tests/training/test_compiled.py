@@ -12,7 +12,7 @@ from torch._inductor.utils import fresh_cache
 import a2c_algorithm_epoch_update as epoch
 import a2c_algorithm_step_update as step
 from environments import ActionMap
-from networks import FlatNetwork
+from networks import FlatNetwork, ObservationLayout
 from training import compile_methods
 from training.compiled import Compiled
 
@@ -24,7 +24,7 @@ METHODS = {step: ["learn_and_act"], epoch: ["act", "update_actor", "update_criti
 
 def learner_for(script, space):
     torch.manual_seed(0)
-    return script.A2C(script.Config(hidden_sizes=(6, 5), compile=False), 3, ActionMap(space))
+    return script.A2C(script.Config(hidden_sizes=(6, 5), compile=False), ObservationLayout(3), ActionMap(space))
 
 
 def play(learner, updates=20):
@@ -139,7 +139,7 @@ def test_only_a_long_run_is_compiled(script, monkeypatch):
     compiled = []
     monkeypatch.setattr(script, "compile_methods", lambda learner, *names, quiet: compiled.append(names))
     for settings in ({"total_timesteps": 5000}, {"compile": False}):
-        script.A2C(script.Config(**{"total_timesteps": 10**6} | settings), 3, ActionMap(CONTINUOUS))
+        script.A2C(script.Config(**{"total_timesteps": 10**6} | settings), ObservationLayout(3), ActionMap(CONTINUOUS))
     assert not compiled
-    script.A2C(script.Config(total_timesteps=10**6), 3, ActionMap(CONTINUOUS))
+    script.A2C(script.Config(total_timesteps=10**6), ObservationLayout(3), ActionMap(CONTINUOUS))
     assert compiled == [tuple(METHODS[script])]

@@ -10,6 +10,7 @@ from gymnasium import spaces
 
 import a2c_algorithm_epoch_update as epoch
 from environments import ActionMap, make_vector_env, reset_all
+from networks import ObservationLayout
 from training import ranks
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: --device cuda was not run")
@@ -21,7 +22,7 @@ SPACES = {"Pendulum-v0": spaces.Box(-2.0, 2.0, (1,)), "CartPole-v1": spaces.Disc
 def test_everything_lives_on_the_device(name):
     """In place of a GPU, PyTorch's device of tensors without numbers: they cannot be read, nor mixed with others."""
     config = epoch.Config(env=name, device="meta", compile=False, **SIZES)
-    learner = epoch.A2C(config, 3, ActionMap(SPACES[name]))
+    learner = epoch.A2C(config, ObservationLayout(3), ActionMap(SPACES[name]))
     noise = learner.actor.network.noise(8, 4)
     if not learner.action_map.continuous:
         noise = epoch.repeat_noise(noise, 0.5)
@@ -69,7 +70,7 @@ def test_a_run_on_a_gpu(script, tmp_path):
 def test_a_rollout_waits_for_the_gpu_only_for_actions():
     config = epoch.Config(env="Pendulum-v0", device="cuda", compile=False, **SIZES)
     envs = make_vector_env(config.env, config.num_envs)
-    learner = epoch.A2C(config, 3, ActionMap(envs.single_action_space))
+    learner = epoch.A2C(config, ObservationLayout(3), ActionMap(envs.single_action_space))
     observations = reset_all(envs, 0)
 
     class NoRun:
