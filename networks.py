@@ -108,7 +108,6 @@ class ConvolutionalEncoder(nn.Module):
         super().__init__()
         self.layout = layout
         self.encoders = nn.ModuleList(convolutions(image, layout.frames, settings) for image in layout.images)
-        self.size = layout.size
         with torch.no_grad():
             self.size = self(torch.zeros(1, layout.size)).shape[-1]
 
