@@ -212,8 +212,13 @@ def evaluate(
         own_generators(seed, policy.device),
         closing(environments.make_vector_env(env_id, num_envs, env_fn, env_kwargs, frame_stack=stacked)) as envs,
     ):
-        if (space := environments.make_maps(envs)[0].space) != policy.action_map.space:
-            raise UsageError(f"{env_id} has the actions {space}, and the policy those of {policy.action_map.space}")
+        (actions, observed), trained = environments.make_maps(envs), policy.observation_map
+        if actions.space != policy.action_map.space:
+            raise UsageError(
+                f"{env_id} has the actions {actions.space}, and the policy those of {policy.action_map.space}"
+            )
+        if observed.layout != trained.layout:
+            raise UsageError(f"{env_id} has the observations {observed.space}, and the policy those of {trained.space}")
         limit = max(MAX_EPISODE_STEPS, time_limit(env_id) if env_fn is None else 0)
         observations = environments.reset_all(envs, seed)
         torch.manual_seed(seed)  # again: an environment may have drawn from it, or seeded it

@@ -6,11 +6,15 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from conftest import EPOCH, EVALUATE, PROJECT, STEP
 
 import a2c_algorithm_step_update as step
-from training import evaluate, load_policy
+import environments
+from networks import NetworkSettings, make_actor
+from training import Policy, evaluate, load_policy
+from utils import ObservationNormalizer
 
 pytestmark = pytest.mark.slow
 MINE = """
@@ -118,6 +122,23 @@ def test_actions_of_another_kind_are_refused():
     policy, _ = load_policy(PROJECT / "policies" / "Pendulum-v0")
     with pytest.raises(ValueError, match=r"CartPole-v1 has the actions Discrete\(2\), and the policy those of Box"):
         evaluate(policy, "CartPole-v1", 1, seed=0)
+
+
+def test_observations_of_another_kind_are_refused():
+    import gymnasium as gym
+
+    def with_mask():
+        env = gym.make("CartPole-v1")
+        env.unwrapped.action_mask = np.ones(2, np.int8)
+        return env
+
+    masked, plain = environments.make_maps(environments.make_env("mine", with_mask)), "CartPole-v1"
+    actor = make_actor(masked[1].layout, masked[0].nvec, masked[0].bounded, NetworkSettings())
+    policy = Policy(actor, ObservationNormalizer(6, unchanged=(0, 2)), *masked)
+    assert evaluate(policy, "mine", 1, seed=0, env_fn=with_mask)["mean_return"] > 0
+    expected = r"CartPole-v1 has the observations Box.*, and the policy those of Dict\('action_mask': MultiBinary\(2\)"
+    with pytest.raises(ValueError, match=expected):
+        evaluate(policy, plain, 1, seed=0)
 
 
 def test_the_environment_that_is_trained_in_cannot_be_evaluated_in(tmp_path):

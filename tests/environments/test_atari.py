@@ -1,0 +1,77 @@
+"""Atari games, where ale-py is installed: the preprocessing, alone and vectorized, and the rewards to learn from."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from conftest import EPOCH, EVALUATE
+
+from environments import UsageError, load_shaping, make_env, make_maps, make_vector_env, reset_all
+
+PONG = "ALE/Pong-v5"
+
+
+@pytest.fixture
+def ale():
+    return pytest.importorskip("ale_py", reason="ale-py is not installed")
+
+
+def test_four_gray_frames_of_every_fourth_one_and_the_games_own_reward(ale):
+    single, many = make_env(PONG), make_vector_env(PONG, 3)
+    for env in (single, many):
+        (image,) = make_maps(env)[1].layout.images
+        assert (image.shape, image.channels_first, image.high) == ((4, 84, 84), True, 255)
+    assert single.unwrapped.ale.getFloat("repeat_action_probability") == 0.25
+    observation, info = single.reset(seed=0)
+    assert (observation.shape, observation.dtype) == ((4 * 84 * 84,), np.uint8)
+    assert info["episode_frame_number"] <= 30
+    before = single.unwrapped.ale.getEpisodeFrameNumber()
+    newer, *_ = single.step(0)
+    assert single.unwrapped.ale.getEpisodeFrameNumber() - before == 4
+    np.testing.assert_array_equal(newer.reshape(4, 84, 84)[:3], observation.reshape(4, 84, 84)[1:])
+    observations = reset_all(many, 0)
+    assert (observations.shape, observations.dtype) == ((3, 4 * 84 * 84), np.uint8)
+    same = make_vector_env(PONG, 3)
+    np.testing.assert_array_equal(reset_all(same, 0), observations)
+    total, lengths = np.zeros(3), np.zeros(3)
+    for _ in range(1_200):  # of which a game takes about 800
+        observations, rewards, terminated, truncated, _ = many.step(np.zeros(3, np.int64))
+        total, lengths = total + rewards, lengths + 1
+        if lengths.max() == 100:  # the games began with different numbers of steps without action
+            assert (observations[0] != observations[1]).any()
+        if (done := terminated | truncated).any():
+            assert (total[done] == -21).all()
+            assert (lengths[done] > 700).all()
+            last = observations
+            observations, _ = many.reset(options={"reset_mask": done})
+            assert (observations[done] != last[done]).any()
+            np.testing.assert_array_equal(observations[~done], last[~done])
+            total[done], lengths[done] = 0, 0
+    assert (lengths < 1_200).all()
+    single.close(), many.close(), same.close()
+
+
+def test_agents_learn_from_the_signs_of_scores():
+    shaping = load_shaping(None, PONG, 0.99)
+    rewards = np.array([[200.0, -30.0, 0.0]])
+    assert shaping(rewards, rewards, rewards, rewards).tolist() == [[1.0, -1.0, 0.0]]
+    assert load_shaping(None, "Pendulum-v0", 0.99) is None
+
+
+def test_what_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(gym.registry, "ALE/Missing-v5", None)
+    del gym.registry["ALE/Missing-v5"]
+    with pytest.raises(UsageError, match=r"ALE/Missing-v5 (is not a registered environment|needs the package ale-py)"):
+        make_env("ALE/Missing-v5")
+
+
+@pytest.mark.slow
+def test_pong_works_as_written(ale, forked, tmp_path):
+    result = forked(
+        EPOCH, "--env", PONG, "--total-timesteps", 256, "--critic-updates", 1, "--run-dir", "run", "--quiet"
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    resumed = forked(EPOCH, "--resume", "run", "--total-timesteps", 512, "--no-quiet")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "in new episodes, since" in resumed.stdout + resumed.stderr
+    result = forked(EVALUATE, "run", "--episodes", 1)
+    assert '"mean_return": -' in result.stdout
