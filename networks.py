@@ -124,7 +124,7 @@ class ConvolutionalEncoder(nn.Module):
             pixels = pixels.flatten(-4, -3).to(torch.get_default_dtype()) / image.high
             outputs = encoder(pixels.reshape(-1, *pixels.shape[-3:]))  # convolutions take one batch dimension
             features.append(outputs.reshape(*observations.shape[:-1], outputs.shape[-1]))
-        return torch.cat([*features, others], dim=-1)
+        return torch.cat([*features, others.to(features[0].dtype)], dim=-1)
 
 
 def convolutions(image: Image, frames: int, settings: NetworkSettings) -> nn.Sequential:

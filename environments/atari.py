@@ -29,7 +29,7 @@ def make_atari_env(env_id: str, kwargs: Mapping[str, Any]) -> gym.Env:
     """
     env = gym.make(env_id, disable_env_checker=True, **{"frameskip": 1, **kwargs})
     env = AtariPreprocessing(env, noop_max=NOOPS, frame_skip=FRAME_SKIP, screen_size=SIDE)
-    return FrameStackObservation(env, FRAMES)
+    return FrameStackObservation(env, FRAMES, padding_type="zero")
 
 
 class AtariVectorEnv(VectorEnv):

@@ -14,6 +14,7 @@ from environments.errors import EnvironmentFault, UsageError
 from environments.flattening import Flattening
 from environments.masks import MASK, MaskInObservation, choices, has_mask, mask_size
 from environments.structure import flat_actions, numeric_part, structured
+from networks import ObservationLayout
 
 IN_USE: weakref.WeakValueDictionary[int, gym.Env] = weakref.WeakValueDictionary()
 """The environments that were made and not closed yet, by their `id`."""
@@ -37,7 +38,8 @@ class Border(gym.Wrapper):
     """
 
     def __init__(self, env: gym.Env, name: str) -> None:
-        actions, self.registers = flat_actions(env.action_space, name), not within_border(env)
+        actions, inner = flat_actions(env.action_space, name), border_within(env)
+        self.registers = inner is None
         if self.registers and not mask_size(numeric_part(env.observation_space), actions) and has_mask(env, actions):
             env = MaskInObservation(env, actions)
         super().__init__(env)
@@ -49,16 +51,22 @@ class Border(gym.Wrapper):
             self.first_choices = np.cumsum([0, *choices(actions)[:-1]])
         self.is_vector = isinstance(space, spaces.Box) and len(space.shape) == 1
         self.is_structured = actions is not env.action_space
-        self.image_size = 0
+        self.flattening = Flattening(space, self.mask_size)
         if not self.is_vector:
-            self.flattening = Flattening(space, self.mask_size)
-            self.observation_space, self.image_size = self.flattening.space, self.flattening.layout().image_size
+            self.observation_space = self.flattening.space
+        if inner is not None and inner.observation_space == self.observation_space:  # flat already
+            self.declared, self.flattening = inner.declared, inner.flattening
         self.vector_shape, self.dtype = self.observation_space.shape, self.observation_space.dtype
         own_spaces(env.unwrapped)
         if self.registers:
             if IN_USE.get(id(env.unwrapped)) is env.unwrapped:
                 raise UsageError(f"env_fn of {name} returned an environment that is in use; it must make a new one")
             IN_USE[id(env.unwrapped)] = env.unwrapped
+
+    @property
+    def layout(self) -> ObservationLayout:
+        """What the entries of an observation are."""
+        return self.flattening.layout()
 
     def close(self) -> None:
         if self.registers:
@@ -163,13 +171,13 @@ def own_spaces(env: gym.Env) -> None:
             setattr(env, name, copy.deepcopy(space))
 
 
-def within_border(env: gym.Env) -> bool:
-    """Whether a wrapper of this environment, or itself, is a `Border`."""
+def border_within(env: gym.Env) -> Border | None:
+    """The outermost `Border` among an environment and its wrappers."""
     while isinstance(env, gym.Wrapper):
         if isinstance(env, Border):
-            return True
+            return env
         env = env.env
-    return False
+    return None
 
 
 def describe(value: Any) -> str:

@@ -52,6 +52,9 @@ class Flattening:
             for key in path:
                 value = value[key]
             vectors.append(spaces.flatten(space, value))
+            # A transposed array would be scrambled. One of numbers may have another shape, such as () in place of (1,).
+            if isinstance(space, spaces.Box) and len(space.shape) > 1 and np.shape(value) != space.shape:
+                raise ValueError(f"an array of shape {np.shape(value)}")
             if kind == 0 and not np.array_equal(vectors[-1], np.ravel(value)):
                 raise ValueError(f"an image of {np.asarray(value).dtype}")
         return vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
@@ -73,7 +76,8 @@ def is_image(space: Any) -> bool:
     """Whether a space has images: bytes or truth values in three dimensions, the channels first or last."""
     if not isinstance(space, spaces.Box) or len(space.shape) != 3 or space.dtype not in (np.uint8, np.bool_):
         return False
-    return sorted(space.shape)[1] >= SMALLEST_IMAGE
+    first, middle, last = space.shape
+    return min(middle, max(first, last)) >= SMALLEST_IMAGE and min(first, last) > 0
 
 
 def image_of(space: spaces.Box) -> Image:

@@ -77,7 +77,7 @@ def make_env(
         kwargs = {**(env_kwargs or {}), **more}
         if env_fn:
             env = env_fn(**kwargs)
-        elif is_atari(env_id):
+        elif is_atari(env_id) and "obs_type" not in kwargs:  # which asks for observations of its own
             env = make_atari_env(env_id, kwargs)
         else:
             env = gym.make(env_id, disable_env_checker=True, **kwargs)
@@ -98,7 +98,7 @@ def make_env(
         raise UsageError(
             f"--frame-stack {frame_stack} is not possible with {env_id}, which has an action_mask; remove one"
         )
-    frames, image_size = FrameStackObservation(border, frame_stack), border.image_size
+    frames, image_size = FrameStackObservation(border, frame_stack), border.layout.image_size
     space = spaces.flatten_space(frames.observation_space)
     stacked = Border(TransformObservation(frames, lambda steps: stack(steps, image_size), space), env_id)
     stacked.declared, stacked.frame_stack = border.declared, frame_stack

@@ -1,5 +1,7 @@
 """From the observations of an environment to the tensors that the networks take: one conversion, whoever asks."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -7,7 +9,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from environments.errors import UsageError
+from environments.errors import UsageError, first_line
 from environments.flattening import Flattening, stack
 from environments.masks import mask_size
 
@@ -77,16 +79,19 @@ class ObservationMap:
         Raises:
             UsageError: they are none of these.
         """
+        if isinstance(observations, Tensor):
+            observations = observations.numpy(force=True)
         shape = shape_of(observations)
         choices = isinstance(self.space, spaces.Discrete) and len(shape or ()) == 1 and self.frame_stack == 1
         integers = choices and np.issubdtype(np.asarray(observations).dtype, np.integer)
         if shape is not None and shape[-1:] == (self.size,) and len(shape) <= 2 and not integers:
             array = np.asarray(observations)
             return (array, False) if len(shape) == 2 else (array[None], True)
-        if self._is_one(observations):
-            return self._flat(observations)[None], True
-        if is_sequence(observations) and len(observations) and all(map(self._is_one, observations)):
-            return np.array(list(map(self._flat, observations))), False
+        with values_fit():
+            if self._is_one(observations):
+                return self._flat(observations)[None], True
+            if is_sequence(observations) and len(observations) and all(map(self._is_one, observations)):
+                return np.array(list(map(self._flat, observations))), False
         what = f"of shape {shape}" if shape is not None else f"of type {type(observations).__name__}"
         raise UsageError(f"observations {what} must be (N, {self.size}), ({self.size},) or of {self.space}")
 
@@ -95,14 +100,27 @@ class ObservationMap:
         if self.frame_stack == 1:
             return fits(self.space, observation)
         steps = is_sequence(observation) and len(observation) == self.frame_stack
-        return steps and all(fits(self.space, step) for step in observation)
+        return steps and all(fits(self.space, step) or self._is_flat(step) for step in observation)
+
+    def _is_flat(self, step: Any) -> bool:
+        """Whether this is the observation of one step, flat."""
+        return shape_of(step) == (self.size // self.frame_stack,)
 
     def _flat(self, observation: Any) -> np.ndarray:
         """One observation as a vector, (D,)."""
         if self.frame_stack == 1:
             return self.flattening(observation)
-        steps = np.array(list(map(self.flattening, observation)))
+        steps = np.array([step if self._is_flat(step) else self.flattening(step) for step in observation])
         return stack(steps, self.layout.image_size // self.frame_stack)
+
+
+@contextlib.contextmanager
+def values_fit() -> Iterator[None]:
+    """Turn an error in flattening an observation into a `UsageError`."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(f"an observation does not fit its space: {first_line(error)}") from error
 
 
 def is_sequence(value: Any) -> bool:

@@ -1,13 +1,11 @@
 """State that an environment keeps outside of its attributes, and the names by which classes and functions are found."""
 
-import abc
 import dis
 import logging
 import re
 import sys
 import sysconfig
 import types
-import typing
 from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any, NamedTuple
@@ -17,8 +15,6 @@ LIBRARIES = {"gymnasium", "numpy", "torch", "mujoco", "environments", *sys.stdli
 """Packages whose classes and modules hold no state of an environment."""
 INSTALLED = tuple({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
 PLAIN = (bool, int, float, str, type(None))
-WITHOUT_STATE = (object, abc.ABC, typing.Generic, typing.Protocol)
-"""Base classes of libraries that add no state to their instances."""
 STATIC = (logging.Logger, re.Pattern, PurePath, types.ModuleType)
 
 
@@ -62,7 +58,8 @@ def outside(root: Any) -> dict[str, Variables]:
     """
     found: dict[str, Variables] = {}
     home = str(root.__module__).partition(".")[0]
-    todo = [root] if isinstance(root, FUNCTION) else [base for base in root.__mro__ if not is_library(base, home)]
+    roots = [root] if isinstance(root, FUNCTION) else root.__mro__
+    todo = [base for base in roots if not is_library(base, home)]
     seen = set(map(id, todo))
 
     def meet(value: Any) -> bool:
@@ -102,22 +99,11 @@ def outside(root: Any) -> dict[str, Variables]:
 
 def is_library(value: Any, home: str) -> bool:
     """Whether a class, function or module belongs to a library: to Python's or an installed one other than `home`."""
-    module = value if isinstance(value, types.ModuleType) else sys.modules.get(value.__module__ or "")
-    package = str(module.__name__ if module else value.__module__).partition(".")[0]
+    name = value.__name__ if isinstance(value, types.ModuleType) else place(value)[0]
+    module, package = sys.modules.get(name), name.partition(".")[0]
     if package == home or package in LIBRARIES:
         return package in LIBRARIES
     return str(getattr(module, "__file__", "")).startswith(INSTALLED)
-
-
-def is_plain(cls: type) -> bool:
-    """Whether the state of an instance is its attributes: the class and its bases are written in Python, by no library.
-
-    A class with a finalizer is none, since to restore a state must not run code.
-    """
-    bases = [base for base in cls.__mro__ if base not in WITHOUT_STATE]
-    ours = not any(str(base.__module__).partition(".")[0] in LIBRARIES for base in bases)
-    in_python = all("__dict__" in vars(base) for base in bases if set(base.__bases__) <= set(WITHOUT_STATE))
-    return ours and in_python and not hasattr(cls, "__del__")
 
 
 def is_fixed(value: Any) -> bool:
@@ -137,10 +123,8 @@ def class_variables(cls: type) -> dict[str, Any]:
 
 
 def functions(cls: type) -> Iterator[FUNCTION]:
-    """The functions that a class defines, also those of properties, static and class methods; not what prints it."""
-    for name, value in vars(cls).items():
-        if name == "__repr__":  # that of a dataclass encloses a set, which cannot be saved
-            continue
+    """The functions that a class defines, also those of properties, static and class methods."""
+    for value in vars(cls).values():
         parts = (value.fget, value.fset) if isinstance(value, property) else (getattr(value, "__func__", value),)
         yield from (part for part in parts if isinstance(part, FUNCTION))
 

@@ -14,12 +14,14 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
-from environments.outside import FUNCTION, PLAIN, find, is_empty, is_plain, outside, place
+from environments.outside import FUNCTION, PLAIN, find, is_empty, outside, place
 from environments.physics import data_state, model_state
 
 # Not part of the state: these stay as the constructor made them. By name, since importing some of them takes time.
 STATIC_BY_NAME = {"gymnasium.MujocoRenderer", "environments.Flattening"}
 IN_PLACE = (gym.Env, VectorEnv, spaces.Space)
+IN_PLACE_PACKAGES = {"minatar"}
+"""Packages whose games are objects that the constructor makes, and whose state is their attributes."""
 GENERATORS = {name: getattr(np.random, name) for name in ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")}
 GLOBAL: dict[str, Any] = {
     "numpy": getattr(np.random.rand, "__self__", None),
@@ -32,6 +34,11 @@ METHODS = (types.MethodType, types.BuiltinMethodType, types.MethodWrapperType)
 SEED_SEQUENCE = ("entropy", "spawn_key", "pool_size", "n_children_spawned")
 LARGE = 4096
 """Bytes from which on arrays of the same content are saved once."""
+
+
+def is_in_place(value: Any) -> bool:
+    """Whether the attributes of an object are read and restored, and the object stays the one of the constructor."""
+    return isinstance(value, IN_PLACE) or type(value).__module__.partition(".")[0] in IN_PLACE_PACKAGES
 
 
 class UnreadableError(Exception):
@@ -97,7 +104,7 @@ class Reader:
             return "random", self.read(value.getstate())
         if isinstance(value, torch.Generator):
             return "torch_generator", [str(value.device), value.get_state()]
-        if isinstance(value, IN_PLACE):
+        if is_in_place(value):
             return "attributes", self._attributes(value)
         if isinstance(value, Enum):
             return "member", [place(type(value)), value.value if isinstance(value, Flag) else value.name]
@@ -119,8 +126,6 @@ class Reader:
             return "mujoco_model", [self._bytes(arrays), numbers]
         if isinstance(value, (types.ModuleType, EnvSpec)) or name in STATIC_BY_NAME:
             return "static", None
-        if is_plain(type(value)):
-            return "object", self._attributes(value)
         raise UnreadableError(f"{type(value).__module__}.{type(value).__qualname__}")
 
     def _array(self, array: np.ndarray) -> tuple[str, Any]:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from environments.outside import FUNCTION, PLAIN, find, is_empty, is_plain, outside, place
+from environments.outside import FUNCTION, PLAIN, find, is_empty, is_library, outside, place
 from environments.physics import set_data_state, set_model_state
-from environments.reading import GENERATORS, GLOBAL, IN_PLACE, UnreadableError
+from environments.reading import GENERATORS, GLOBAL, UnreadableError, is_in_place
 
 
 class Writer:
@@ -26,7 +26,7 @@ class Writer:
         kind, number, content = saved
         if kind == "same":
             return self.objects[content]
-        if kind in ("list", "dict", "deque", "attributes", "object", "function"):  # may contain themselves
+        if kind in ("list", "dict", "deque", "attributes", "function"):  # may contain themselves
             return self._container(current, kind, number, content)
         restored = self.objects[number] = self._restored(current, kind, content)
         return restored
@@ -48,16 +48,14 @@ class Writer:
                 entries[key] = self.write(old.get(key), item)
             return entries
         name, parts, shared = content
-        if kind == "object":
-            current = self._object(current, name)
-        known = current if kind == "function" else type(current)
-        kinds: Any = {"function": FUNCTION, "attributes": IN_PLACE, "object": object}[kind]
-        if not isinstance(current, kinds) or place(known) != name:
+        function = isinstance(current, FUNCTION)
+        known = current if function else type(current)
+        if function != (kind == "function") or not (function or is_in_place(current)) or place(known) != name:
             raise UnreadableError(f"{'.'.join(name)}, where the constructor made a {type(current).__name__}")
         if self.taken.setdefault(id(current), number) != number:
             raise UnreadableError(f"two objects of {'.'.join(name)}, where the constructor made one")
         self.objects[number] = current
-        if kind != "function":
+        if kind == "attributes":
             self._write_attributes(current, parts)
         else:
             for cell, item in zip(getattr(current, "__closure__", None) or (), parts, strict=True):
@@ -65,15 +63,6 @@ class Writer:
                     cell.cell_contents = self.write(cell.cell_contents, item)
         self._write_outside(known, shared)
         return current
-
-    def _object(self, current: Any, name: list[str]) -> Any:
-        """The object to restore: the one that the constructor made, or a new one."""
-        if place(type(current)) == name and id(current) not in self.taken:
-            return current
-        cls = find(name)
-        if not isinstance(cls, type) or not is_plain(cls):
-            raise UnreadableError(".".join(name))
-        return object.__new__(cls)
 
     def _write_attributes(self, current: Any, attributes: dict[str, Any]) -> None:
         for key in vars(current).keys() - attributes.keys():
@@ -86,6 +75,8 @@ class Writer:
         current = outside(root) if shared else {}
         for key, variables in shared.items():
             for name, item in variables.items():
+                if key not in current or name not in current[key].values:
+                    raise UnreadableError(f"{name} of {key}, which is not there now")
                 old = current[key].values[name]
                 value = self.write(old, item)
                 if value is not old and not (type(value) in PLAIN and value == old):
@@ -150,7 +141,9 @@ class Writer:
                 return getattr(self.write(getattr(current, "__self__", None), owner), name)
             case "named":
                 where, shared = content
-                if (value := find(where)) is None:
+                value = find(where)
+                # A checkpoint that somebody has changed must not make an environment call another function.
+                if value is None or (is_library(value, "") and value is not current):
                     raise UnreadableError(".".join(where))
                 self._write_outside(value, shared)
                 return value

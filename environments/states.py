@@ -3,10 +3,9 @@
 The future of an environment depends on its attributes: its state, the steps of the episode so far, its random
 generators. They are read through all wrappers, vector environments and spaces, with the attributes of their classes,
 the variables that their functions enclose, and the module variables that their methods use. Numbers, strings, arrays,
-enums, generators, methods, MuJoCo's models and data, objects of classes written in Python, and containers of these are
-saved; renderers stay as the constructor made them. Two names for one object, or for parts of one array, stay two names
-for it. Anything else may belong to the state but cannot be saved: then the state of the environment cannot be read at
-all.
+enums, generators, methods, MuJoCo's models and data, and containers of these are saved; renderers stay as the
+constructor made them. Two names for one object, or for parts of one array, stay two names for it. Anything else may
+belong to the state but cannot be saved: then the state of the environment cannot be read at all.
 """
 
 from typing import Any
@@ -38,8 +37,8 @@ def set_state(current: Any, saved: Any) -> Any:
     """Restore `current`, an environment or anything in one, to a state that `get_state` returned.
 
     Returns:
-        The restored object. Environments, spaces, MuJoCo's objects and those that the constructor has made are changed
-        in place; everything else is created anew.
+        The restored object. Environments, spaces and MuJoCo's objects are changed in place; everything else is created
+        anew.
 
     Raises:
         UnreadableError: the environment holds another object where the state cannot create one.

@@ -19,7 +19,7 @@ class SequentialVectorEnv(VectorEnv):
     types vary, passes `options={}` in a reset by mask, and refuses copies whose bounds differ.
 
     Args:
-        env_fns: make the environments.
+        env_fns: make the environments, each in a `Border`.
         name: of the environment, for messages.
 
     Raises:
@@ -27,7 +27,7 @@ class SequentialVectorEnv(VectorEnv):
     """
 
     def __init__(self, env_fns: Sequence[Callable[[], gym.Env]], name: str) -> None:
-        self.envs: list[gym.Env] = []
+        self.envs: list[Any] = []
         self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
         try:
             for env_fn in env_fns:
@@ -43,12 +43,12 @@ class SequentialVectorEnv(VectorEnv):
         shape, dtype = self.single_observation_space.shape or (), self.single_observation_space.dtype
         self.observations = np.zeros((self.num_envs, *shape), dtype)
 
-    def _add(self, env: gym.Env, name: str) -> None:
+    def _add(self, env: Any, name: str) -> None:
         """Add an environment; raises a `UsageError` if its spaces do not fit those of the first one."""
         self.envs.append(env)
         first = self.envs[0]
-        if env.observation_space.shape != first.observation_space.shape:
-            differ = f"observation spaces of different shapes, {first.observation_space} and {env.observation_space}"
+        if env.observation_space.shape != first.observation_space.shape or env.layout != first.layout:
+            differ = f"observation spaces of different shapes, {first.declared} and {env.declared}"
             raise UsageError(f"copies of {name} have {differ}; make them equal")
         if env.action_space != first.action_space:
             differ = f"different action spaces, {first.action_space} and {env.action_space}"

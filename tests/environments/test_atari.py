@@ -30,6 +30,8 @@ def test_four_gray_frames_of_every_fourth_one_and_the_games_own_reward(ale):
     np.testing.assert_array_equal(newer.reshape(4, 84, 84)[:3], observation.reshape(4, 84, 84)[1:])
     observations = reset_all(many, 0)
     assert (observations.shape, observations.dtype) == ((3, 4 * 84 * 84), np.uint8)
+    for first in (observation, *observations):  # an episode begins with frames of zeros, then the picture
+        assert [bool(frame.any()) for frame in first.reshape(4, 84, 84)] == [False, False, False, True]
     same = make_vector_env(PONG, 3)
     np.testing.assert_array_equal(reset_all(same, 0), observations)
     total, lengths = np.zeros(3), np.zeros(3)
@@ -48,6 +50,10 @@ def test_four_gray_frames_of_every_fourth_one_and_the_games_own_reward(ale):
             total[done], lengths[done] = 0, 0
     assert (lengths < 1_200).all()
     single.close(), many.close(), same.close()
+
+
+def test_other_observations_are_those_of_the_game(ale):
+    assert make_env(PONG, None, {"obs_type": "ram"}).observation_space.shape == (128,)
 
 
 def test_agents_learn_from_the_signs_of_scores():

@@ -98,10 +98,21 @@ def test_images_are_recognized_by_their_space(shape, dtype, channels_first, high
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype"), [((84, 84, 3), np.float32), ((84, 84), np.uint8), ((128,), np.uint8), ((2, 2, 3), np.uint8)]
+    ("shape", "dtype"),
+    [
+        ((84, 84, 3), np.float32),
+        ((84, 84), np.uint8),
+        ((128,), np.uint8),
+        ((2, 2, 3), np.uint8),
+        ((3, 1, 64), np.uint8),
+        ((100, 2, 100), np.uint8),
+        ((10, 10, 0, 3), np.uint8),
+    ],
 )
 def test_all_else_is_no_image_and_large_arrays_come_with_a_hint(shape, dtype):
     space = spaces.Box(0, 1, shape, dtype)
+    if 0 in shape:
+        space = spaces.Dict(a=space, b=spaces.Box(-1, 1, (1,)))
     assert layout_of(space).images == ()
     lines = advice(make_env("mine", lambda: Fixed(space)))
     assert len(lines) == (np.prod(shape) > 1000)
@@ -163,6 +174,22 @@ def test_a_mask_comes_after_images_and_numbers():
     assert actor(states).base_dist.probs.argmax(-1).tolist() == [[1], [0]]
 
 
+def test_wrappers_around_an_environment_of_ours_do_not_change_the_order():
+    """As `evaluate.py --video` makes them."""
+    plain = make_env("mine", Shows, {"kind": "mixed"}, frame_stack=2)
+    wrapped = make_env("mine", lambda: gym.Wrapper(make_env("mine", Shows, {"kind": "mixed"})), frame_stack=2)
+    assert make_maps(wrapped)[1].layout == make_maps(plain)[1].layout
+    for env in (plain, wrapped):
+        env.reset(seed=4)
+    np.testing.assert_array_equal(plain.step(1)[0], wrapped.step(1)[0])
+
+
+def test_copies_with_other_images_are_refused():
+    made = iter([spaces.Box(0, 255, shape, np.uint8) for shape in ((3, 8, 10), (8, 10, 3))])
+    with pytest.raises(UsageError, match="copies of mine have observation spaces of different shapes"):
+        make_vector_env("mine", 2, lambda: Fixed(next(made)))
+
+
 def test_bytes_stay_bytes_until_the_network():
     envs = make_vector_env("mine", 4, Shows, {"kind": "bytes"}, frame_stack=2)
     observations = reset_all(envs, 0)
@@ -182,6 +209,7 @@ def test_bytes_stay_bytes_until_the_network():
         (np.full((12, 16, 3), 0.5, np.float32), "float32"),
         (np.full((12, 16, 3), 300), "int64"),
         (np.zeros((12, 17, 3), np.uint8), r"\(12, 17, 3\)"),
+        (np.zeros((3, 12, 16), np.uint8), r"\(3, 12, 16\)"),  # as many numbers, in another order
         (np.zeros((12, 16), np.uint8), r"\(12, 16\)"),
     ],
 )
@@ -235,8 +263,12 @@ def test_a_policy_takes_raw_images_one_or_many_and_is_exported(forked, tmp_path)
     assert [policy(image).item() for image in images] == many.tolist()
     flat = images.reshape(5, -1)
     assert policy(flat).tolist() == many.tolist()
+    assert policy(torch.from_numpy(images)).tolist() == policy(flat.astype(float)).tolist() == many.tolist()
+    assert policy(images[0].reshape(2, -1)).item() == many[0]
     with pytest.raises(UsageError, match=r"shape \(10, 10, 4\)"):
         policy(images[0, 0])
+    with pytest.raises(UsageError, match="an observation does not fit its space: an image of float64"):
+        policy(images[0] * 0.5)
     for suffix in ("onnx", "pt2"):
         result = forked(EVALUATE, "run", "--export", f"policy.{suffix}")
         assert result.returncode == 0, result.stderr
