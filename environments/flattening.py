@@ -55,7 +55,8 @@ class Flattening:
             # A transposed array would be scrambled. One of numbers may have another shape, such as () in place of (1,).
             if isinstance(space, spaces.Box) and len(space.shape) > 1 and np.shape(value) != space.shape:
                 raise ValueError(f"an array of shape {np.shape(value)}")
-            if kind == 0 and not np.array_equal(vectors[-1], np.ravel(value)):
+            converted = kind == 0 and np.asarray(value).dtype != space.dtype
+            if converted and not np.array_equal(vectors[-1], np.ravel(value)):
                 raise ValueError(f"an image of {np.asarray(value).dtype}")
         return vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
 

@@ -10,6 +10,8 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ PROJECT = Path(__file__).parent.parent
 sys.path.insert(0, str(PROJECT))
 EPOCH, STEP, EVALUATE = "a2c_algorithm_epoch_update.py", "a2c_algorithm_step_update.py", "evaluate.py"
 
-import training  # noqa: E402, F401  (for the forked ones)
+from training.checkpoint import load_checkpoint  # noqa: E402  (imports PyTorch, also for the forked ones)
 
 torch.set_num_threads(1)  # two workers share the machine, and no threads are lost where a test forks
 
@@ -84,3 +86,18 @@ def sealed(state: object) -> bytes:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest()
+
+
+def check_resuming(script: ModuleType, tmp_path: Path, **settings: Any) -> None:
+    """A run that is stopped after about 1,000 timesteps and resumed ends with the same parameters, to the bit.
+
+    The uninterrupted run stays in `tmp_path / "whole"`.
+    """
+    for name in ("whole", "short"):
+        config = script.Config(run_dir=tmp_path / name, img_dir=tmp_path, **settings)
+        script.train(config, callback=None if name == "whole" else lambda run, scalars: run.stop())
+    assert str(settings["total_timesteps"]) not in (tmp_path / "short" / "updates.csv").read_text()
+    script.train(script.Config(resume=tmp_path / "short", img_dir=tmp_path, quiet=True))
+    whole, short = (load_checkpoint(tmp_path / name) for name in ("whole", "short"))
+    for part in ("actor", "critic", "obs_normalizer"):
+        torch.testing.assert_close(short[part], whole[part], rtol=0, atol=0)

@@ -6,16 +6,14 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
-import torch
 import velocity_free
-from conftest import EPOCH, EVALUATE
+from conftest import EPOCH, EVALUATE, check_resuming
 from gymnasium import spaces
 
 import a2c_algorithm_epoch_update as epoch
 import a2c_algorithm_step_update as step
 from environments import UsageError, make_env, make_vector_env, reset_all
 from training import evaluate, load_policy
-from training.checkpoint import load_checkpoint
 
 
 class Counts(gym.Env):
@@ -57,14 +55,7 @@ def test_the_last_observation_comes_last(backend):
 def test_a_run_is_resumed_to_the_bit_and_played(script, forked, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(Path(velocity_free.__file__).parent)
     settings = {"env": "velocity_free:CartPoleNoVel-v1", "frame_stack": 4, "total_timesteps": 2_048, "quiet": True}
-    for name in ("whole", "short"):
-        config = script.Config(run_dir=tmp_path / name, img_dir=tmp_path, **settings)
-        script.train(config, callback=None if name == "whole" else lambda run, scalars: run.stop())
-    assert "2048" not in (tmp_path / "short" / "updates.csv").read_text()
-    script.train(script.Config(resume=tmp_path / "short", img_dir=tmp_path, quiet=True))
-    whole, short = (load_checkpoint(tmp_path / name) for name in ("whole", "short"))
-    for part in ("actor", "critic", "obs_normalizer"):
-        torch.testing.assert_close(short[part], whole[part], rtol=0, atol=0)
+    check_resuming(script, tmp_path, **settings)
     policy, _ = load_policy(tmp_path / "whole")
     frames = np.zeros((4, 2), np.float32)
     assert policy(frames).shape == ()

@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import EVALUATE, sealed
+from conftest import EVALUATE, check_resuming, sealed
 from gymnasium import spaces
 from torch import nn
 
@@ -236,14 +236,7 @@ def test_both_updates_learn_from_images(kind, tmp_path):
 @pytest.mark.parametrize("script", [epoch, step], ids=["epoch", "step"])
 def test_minatar_works_as_written_and_is_resumed_to_the_bit(script, forked, tmp_path):
     settings = {"env": "MinAtar/Breakout-v0", "total_timesteps": 1_152, "frame_stack": 2, "quiet": True}
-    for name in ("whole", "short"):
-        config = script.Config(run_dir=tmp_path / name, img_dir=tmp_path, **settings)
-        script.train(config, callback=None if name == "whole" else lambda run, scalars: run.stop())
-    assert "1152" not in (tmp_path / "short" / "updates.csv").read_text()
-    script.train(script.Config(resume=tmp_path / "short", img_dir=tmp_path, quiet=True))
-    whole, short = (load_checkpoint(tmp_path / name) for name in ("whole", "short"))
-    for part in ("actor", "critic", "obs_normalizer"):
-        torch.testing.assert_close(short[part], whole[part], rtol=0, atol=0)
+    check_resuming(script, tmp_path, **settings)
     result = forked(EVALUATE, "whole", "--episodes", 3)
     assert (result.returncode, result.stderr) == (0, "")
     assert json.loads(result.stdout)["mean_return"] >= 0
