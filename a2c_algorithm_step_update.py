@@ -82,7 +82,7 @@ TEXTBOOK: dict[str, Any] = {
 """Settings that `--textbook` makes."""
 
 COMPILE_FROM = 20_000
-"""Timesteps of the shortest run that is compiled. Compiling takes about 20 s, more than it saves in a shorter one."""
+"""Timesteps of the shortest run that is compiled. That takes some 10 s, once; later runs load the code in 2 s."""
 
 
 @dataclass
@@ -209,7 +209,7 @@ class A2C:
             "reward_normalizer": self.reward_normalizer,
         }
         if config.compile and config.total_timesteps >= COMPILE_FROM:
-            compile_methods(self, "learn_and_act", quiet=config.quiet)
+            compile_methods(self, config, "learn_and_act")
 
     def observe(self, observation: Tensor) -> Tensor:
         """Update the statistics with a new observation (D,), and return it normalized."""
@@ -296,12 +296,14 @@ class TraceOptimizer(nn.Module):
 
         e      <- gamma * lambda * e + grad f(s)                        f: V(s), or log pi(a|s) with its entropy bonus
         g      <- delta * e
-        square <- beta * square + (1 - beta) * g^2
-        theta  <- theta + lr * g / (sqrt(square / (1 - beta^t)) + eps)                      t: the number of updates
+        count  <- beta * count + 1
+        square <- square + (g^2 - square) / count
+        theta  <- theta + lr * g / (sqrt(square) + eps)
 
     The trace is a decaying sum of gradients, so that a TD error also corrects earlier states and actions. The rest is
-    RMSprop (Hinton 2012) with the bias correction of Adam (Kingma and Ba 2015, arXiv 1412.6980), but without Adam's
-    momentum: the trace already averages over time.
+    RMSprop (Hinton 2012) with the bias correction of Adam (Kingma and Ba 2015, arXiv 1412.6980): the square is the
+    weighted mean of all g^2 so far, and count is the sum of their weights beta^k. There is no momentum as in Adam: the
+    trace already averages over time.
 
     Args:
         theta: the parameters, (P,).
@@ -311,7 +313,7 @@ class TraceOptimizer(nn.Module):
 
     trace: Tensor
     square: Tensor
-    updates: Tensor
+    count: Tensor
     beta, eps = 0.999, 1e-8
 
     def __init__(self, theta: Tensor, *, lr: float, decay: float) -> None:
@@ -319,17 +321,16 @@ class TraceOptimizer(nn.Module):
         self.theta, self.lr, self.decay = theta, lr, decay
         self.register_buffer("trace", torch.zeros_like(theta))
         self.register_buffer("square", torch.zeros_like(theta))
-        self.register_buffer("updates", theta.new_zeros(1))
+        self.register_buffer("count", theta.new_zeros(1))
 
     @torch.no_grad()
     def step(self, gradient: Tensor, delta: Tensor, lr_scale: Tensor) -> None:
         """Add the gradient of f(s), (P,), to the trace, and take a step along it, scaled by the TD error delta, ()."""
         self.trace.mul_(self.decay).add_(gradient)
         ascent = delta * self.trace
-        self.updates.add_(1)
-        self.square.lerp_(ascent.square(), 1 - self.beta)
-        mean_square = self.square / (1 - self.beta**self.updates)
-        self.theta.add_(self.lr * lr_scale * ascent / (mean_square.sqrt() + self.eps))
+        self.count.mul_(self.beta).add_(1)
+        self.square.lerp_(ascent.square(), 1 / self.count)
+        self.theta.add_(self.lr * lr_scale * ascent / (self.square.sqrt() + self.eps))
 
 
 if __name__ == "__main__":

@@ -70,6 +70,15 @@ def network(layout: ObservationLayout, outputs: int, settings: NetworkSettings, 
     return nn.Sequential(encoder, mlp(encoder.size, outputs, settings, last_gain))
 
 
+class Linear(nn.Linear):
+    """A linear layer. For one observation it multiplies a matrix and a vector, which torch.compile makes part of the
+    loops around it, with its gradient; products of matrices are calls of a library.
+    """
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.mv(self.weight, inputs) + self.bias if inputs.ndim == 1 else super().forward(inputs)
+
+
 def mlp(inputs: int, outputs: int, settings: NetworkSettings, last_gain: float) -> nn.Sequential:
     """A multilayer perceptron; each hidden layer is linear, layer-normalized and passed through a leaky ReLU.
 
@@ -85,9 +94,9 @@ def mlp(inputs: int, outputs: int, settings: NetworkSettings, last_gain: float) 
     layers: list[nn.Module] = []
     for size in settings.hidden_sizes:
         norm = [nn.LayerNorm(size, elementwise_affine=False)] if settings.layer_norm else []
-        layers += [layer_init(nn.Linear(inputs, size), 2**0.5), *norm, nn.LeakyReLU()]
+        layers += [layer_init(Linear(inputs, size), 2**0.5), *norm, nn.LeakyReLU()]
         inputs = size
-    return nn.Sequential(*layers, layer_init(nn.Linear(inputs, outputs), last_gain))
+    return nn.Sequential(*layers, layer_init(Linear(inputs, outputs), last_gain))
 
 
 class ConvolutionalEncoder(nn.Module):

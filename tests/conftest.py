@@ -7,6 +7,7 @@ import os
 import runpy
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ EPOCH, STEP, EVALUATE = "a2c_algorithm_epoch_update.py", "a2c_algorithm_step_upd
 
 from training.checkpoint import load_checkpoint  # noqa: E402  (imports PyTorch, also for the forked ones)
 
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", tempfile.mkdtemp())  # of all workers; not that of the user
 torch.set_num_threads(1)  # two workers share the machine, and no threads are lost where a test forks
 
 Script = Callable[..., subprocess.CompletedProcess[str]]

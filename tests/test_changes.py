@@ -39,7 +39,7 @@ def test_an_optimizer_of_pytorch_works_and_is_said_not_to_compile(capsys):
         )
         learner.critic_optimizer = TorchOptimizer(learner.critic)
         if compiled:
-            compile_methods(learner, "update_critic")
+            compile_methods(learner, epoch.Config(), "update_critic")
         for _ in range(3):
             learner.update_critic(torch.ones(4, 2, 3), torch.ones(4, 2), torch.tensor(1.0))
         learners.append(learner)
@@ -68,17 +68,17 @@ def test_other_metrics_are_logged(tmp_path, monkeypatch):
     assert float(columns["value_loss"]) > 0
 
 
+class Scaling:
+    scale = 1.0
+
+    def update(self, tensor):
+        return tensor * self.scale
+
+
 def test_a_number_that_changes_is_noticed(capsys):
     """Compiled code has it as it was in the first call."""
-
-    class Learner:
-        scale = 1.0
-
-        def update(self, tensor):
-            return tensor * self.scale
-
-    learner = Learner()
-    compile_methods(learner, "update")
+    learner = Scaling()
+    compile_methods(learner, epoch.Config(quiet=True), "update")
     for learner.scale in (1.0, 2.0, 3.0):
         assert learner.update(torch.ones(2)).tolist() == [learner.scale] * 2
     assert "has changed since the first call" in capsys.readouterr().err

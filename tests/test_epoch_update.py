@@ -82,7 +82,7 @@ def test_log_prob_is_the_density_of_the_distribution(space):
 
 
 def learner_for(name="Pendulum-v0", **settings):
-    config = epoch.Config(env=name, num_envs=4, sample_size=32, **settings)
+    config = epoch.Config(env=name, num_envs=4, sample_size=32, compile=False, **settings)
     envs = environments.make_vector_env(name, 4)
     torch.manual_seed(0)
     action_map = ActionMap(envs.single_action_space)

@@ -6,6 +6,7 @@ events. Nothing here knows how the policy is trained: that is in the scripts.
 
 import contextlib
 import dataclasses
+import shutil
 import signal
 import sys
 import time
@@ -202,7 +203,9 @@ class Run:
         try:
             self.log.close()
             if error is None:
-                self.plot(self.directory / "reward.png", self.image_path)
+                self.plot()
+                self.image_path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self.directory / "reward.png", self.image_path)
         except OSError as closing:  # a full disk, for example
             error = error or closing
         self.files.release()
@@ -293,13 +296,12 @@ class Run:
         """The plot in the directory of images."""
         return image_path(self.config)
 
-    def plot(self, *paths: Path) -> None:
-        """Draw the returns of the episodes so far."""
+    def plot(self) -> None:
+        """Draw the returns of the episodes so far, in the directory of the run."""
         self.plotted = time.monotonic()
         title = f"A2C, {self.config.script} update: {file_name(self.config.env)}, seed {self.config.seed}"
         timesteps, returns = self.log.episodes()
-        for path in paths:
-            plot_returns(path, timesteps, returns, title)
+        plot_returns(self.directory / "reward.png", timesteps, returns, title)
 
     # --- Checkpoints -------------------------------------------------------------------------------------------------
 
@@ -324,4 +326,4 @@ class Run:
             self.next_save = self.timestep + self.config.checkpoint_interval
         save_checkpoint(self.directory, run_state(self, loop))
         if time.monotonic() > self.plotted + PLOT_INTERVAL:
-            self.plot(self.directory / "reward.png")
+            self.plot()

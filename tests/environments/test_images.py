@@ -195,7 +195,7 @@ def test_bytes_stay_bytes_until_the_network():
     observations = reset_all(envs, 0)
     assert observations.dtype == np.uint8
     action_map, observation_map = make_maps(envs)
-    learner = epoch.A2C(epoch.Config(num_envs=4, sample_size=8), observation_map.layout, action_map)
+    learner = epoch.A2C(epoch.Config(num_envs=4, sample_size=8, compile=False), observation_map.layout, action_map)
     seen = []
     learner.actor.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
     noise = learner.actor.network.noise(4)

@@ -56,7 +56,7 @@ DRAWS = pytest.mark.parametrize("draw", ["numpy", "python", "torch", "own", "spa
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(training.logs, "LOG_INTERVAL", 128)
-    monkeypatch.setattr(training.run, "plot_returns", lambda *args: None)
+    monkeypatch.setattr(training.run, "plot_returns", lambda path, *args: path.touch())
 
 
 def train(script, folder, draw, timesteps=384, callback=None, **settings):

@@ -1,25 +1,27 @@
 """Compiled and eager give the same numbers, and without a compiler a run goes on."""
 
 import gc
+import os
 import weakref
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from torch._inductor.utils import fresh_cache
 
 import a2c_algorithm_epoch_update as epoch
 import a2c_algorithm_step_update as step
+import training.compiled
 from environments import ActionMap
 from networks import FlatNetwork, ObservationLayout
 from training import compile_methods
-from training.compiled import Compiled
+from training.compiled import CODE, KEPT, Compiled
 
 pytestmark = pytest.mark.slow
 
 CONTINUOUS, DISCRETE = spaces.Box(-1, 1, (2,)), spaces.MultiDiscrete([2, 4])
 METHODS = {step: ["learn_and_act"], epoch: ["act", "update_actor", "update_critic"]}
+QUIET = step.Config(quiet=True)
 
 
 def learner_for(script, space):
@@ -61,7 +63,7 @@ def play(learner, updates=20):
 @pytest.mark.parametrize("script", [step, epoch], ids=["step", "epoch"])
 def test_compiled_and_eager_give_the_same_numbers(script, space, monkeypatch, capsys):
     eager, fast = learner_for(script, space), learner_for(script, space)
-    compile_methods(fast, *METHODS[script])
+    compile_methods(fast, script.Config(quiet=True), *METHODS[script])
     for expected, number in zip(play(eager), play(fast), strict=True):
         torch.testing.assert_close(number, expected, atol=1e-5, rtol=1e-5)
     assert capsys.readouterr().err == ""
@@ -73,46 +75,135 @@ def test_two_compiled_learners_do_not_meet():
     learners[2].critic.theta.data.add_(1.0)
     expected = [play(learner) for learner in (learner_for(step, CONTINUOUS), learner_for(step, DISCRETE))]
     for learner in learners:
-        compile_methods(learner, "learn_and_act")
+        compile_methods(learner, QUIET, "learn_and_act")
     for learner, numbers in zip(learners, expected, strict=False):
         for a, b in zip(play(learner), numbers, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
     assert (play(learners[2])[-1] - expected[0][-1]).abs().max() > 1e-3
 
 
-def test_a_method_whose_results_are_not_the_compiled_codes_is_right_all_the_same():
-    """Compiled code leaves out what it would return twice; its results are then not the method's as they stand."""
-    total = torch.zeros(1)
+class Counting:
+    """A learner that changes a tensor of its own, and returns one twice, an argument and a dictionary."""
 
-    def method(numbers, pair):
-        total.add_(numbers.sum())
-        return total * 1, pair[1] * numbers, pair[1]
+    factor = 1.0
 
-    def twice(numbers, pair):
-        first, *rest = method(numbers, pair)
-        return first, first, *rest
+    def __init__(self):
+        self.total = torch.zeros(1)
 
-    for function in (method, twice):
-        total.zero_()
-        compiled = Compiled(function, failed=pytest.fail)
-        for i in range(1, 4):
-            *sums, product, same = compiled(torch.ones(2), (torch.zeros(2), torch.full((2,), float(i))))
-            assert [float(value) for value in sums] == [2.0 * i] * len(sums)
-            assert product.tolist() == same.tolist() == [i, i]
+    def method(self, numbers, pair):
+        self.total.add_(numbers.sum())
+        return self.total * self.factor, self.total * self.factor, pair[1], {"product": pair[1] * numbers}
 
 
-def test_many_runs_in_one_process_are_all_compiled():
-    """torch.compile gives up on a function at its ninth variant, and by itself varies sizes from the second on."""
-    for num_envs in range(2, 12):
-        learner = learner_for(epoch, CONTINUOUS)
-        compile_methods(learner, "act")
-        learner.act(torch.randn(num_envs, 3), torch.randn(num_envs, 2))
-        assert learner.act.fast != learner.act.method, "it is not compiled; standard error says why"
+def check_counting(learner):
+    before = float(learner.total)
+    for i in range(1, 4):
+        first, second, same, named = learner.method(torch.ones(2), (torch.zeros(2), torch.full((2,), float(i))))
+        assert float(first) == float(second) == (before + 2.0 * i) * learner.factor
+        assert named["product"].tolist() == same.tolist() == [i, i]
+
+
+def compiled_counting(monkeypatch, expected, **attributes):
+    """A learner with a compiled method, which is loaded or compiled as `expected`, and works."""
+    made = []
+    for name in ("_load", "_compile"):
+        original = getattr(Compiled, name)
+
+        def make(self, *args, name=name, original=original):
+            result = original(self, *args)
+            made.append(name)
+            return result
+
+        monkeypatch.setattr(Compiled, name, make)
+    learner = Counting()
+    vars(learner).update(attributes)
+    compile_methods(learner, QUIET, "method")
+    check_counting(learner)
+    monkeypatch.undo()
+    assert made[-1] == expected
+    return learner
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.compiled, "CACHE", tmp_path / "cache")
+        yield tmp_path / "cache"
+
+
+def test_what_is_compiled_is_kept(cache, monkeypatch):
+    compiled_counting(monkeypatch, "_compile")
+    (directory,) = cache.iterdir()
+    compiled_counting(monkeypatch, "_load")
+    compiled_counting(monkeypatch, "_compile", factor=2.0)  # a guard of what is kept fails
+    assert [*cache.iterdir()] == [directory]
+    compiled_counting(monkeypatch, "_load", factor=2.0)
+
+
+@pytest.mark.parametrize("damage", ["function", "library"])
+def test_what_is_damaged_is_compiled_anew(cache, monkeypatch, damage):
+    factor = {"function": 3.0, "library": 4.0}[damage]  # PyTorch compiles the same code only once
+    compiled_counting(monkeypatch, "_compile", factor=factor)
+    (directory,) = cache.iterdir()
+    path = directory / CODE if damage == "function" else next(directory.rglob("*.so"))
+    damaged = path.read_bytes()[:-100] + bytes(100)
+    path.unlink()  # not in place: this process uses the library
+    path.write_bytes(damaged)
+    compiled_counting(monkeypatch, "_compile", factor=factor)
+    compiled_counting(monkeypatch, "_load", factor=factor)
+
+
+def test_only_settings_of_the_algorithm_and_the_sources_tell_what_is_kept_apart(cache, monkeypatch, tmp_path):
+    def directory(**settings):
+        learner = Counting()
+        compile_methods(learner, step.Config(**settings), "method")
+        return learner.method._key([])
+
+    expected = directory()
+    assert directory(seed=3, total_timesteps=5, env="CartPole-v1", run_dir=tmp_path, quiet=True) == expected
+    assert directory(gamma=0.9) != expected
+    assert directory(hidden_sizes=(3,)) != expected
+    (tmp_path / "my_layers.py").write_text("WIDTH = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    __import__("my_layers")
+    with_layers = directory()
+    (tmp_path / "my_layers.py").write_text("WIDTH = 2\n")
+    assert len({expected, with_layers, directory()}) == 3
+
+
+def test_only_the_last_ones_are_kept(cache, monkeypatch):
+    cache.mkdir()
+    for i in range(KEPT):
+        (cache / str(i)).mkdir()
+        os.utime(cache / str(i), (i, i))
+    compiled_counting(monkeypatch, "_compile")
+    assert len([*cache.iterdir()]) == KEPT
+    assert not (cache / "0").exists()
+
+
+def test_nothing_can_be_kept(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(training.compiled, "CACHE", tmp_path / "file" / "cache")
+    learner = Counting()
+    compile_methods(learner, QUIET, "method")
+    check_counting(learner)
+    assert learner.method.fast
+
+
+def test_other_shapes_are_computed_uncompiled(cache, monkeypatch):
+    """Code for another shape would read memory that is not the tensor's."""
+    learner = compiled_counting(monkeypatch, "_compile")
+    for numbers in (torch.ones(3), torch.ones(4)[::2], torch.ones(2, dtype=torch.float64)):
+        before = float(learner.total)
+        total, *_ = learner.method(numbers, (numbers, numbers))
+        assert float(total) == before + len(numbers)
+    check_counting(learner)
 
 
 def test_arguments_are_not_kept():
     learner = learner_for(step, CONTINUOUS)
-    compile_methods(learner, "learn_and_act")
+    compile_methods(learner, QUIET, "learn_and_act")
     arguments = torch.randn(3), torch.randn(2), torch.randn(3), torch.zeros(4), torch.randn(2)
     for _ in range(2):
         learner.learn_and_act(*arguments)
@@ -122,11 +213,11 @@ def test_arguments_are_not_kept():
     assert not any(reference() is not None for reference in references)
 
 
-def test_without_a_compiler_it_says_so_once_and_runs_on(capsys):
+def test_without_a_compiler_it_says_so_once_and_runs_on(cache, capsys):
     eager, fallen_back = learner_for(epoch, CONTINUOUS), learner_for(epoch, CONTINUOUS)
-    compile_methods(fallen_back, *METHODS[epoch])
-    # Not by monkeypatch, which would leave PyTorch without the setting, and later tests without a compiler.
-    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}), fresh_cache():
+    compile_methods(fallen_back, epoch.Config(quiet=True), *METHODS[epoch])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Compiled, "OPTIONS", Compiled.OPTIONS | {"cpp.cxx": ("no-such-compiler",)})
         numbers = play(fallen_back)
     for a, b in zip(numbers, play(eager), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -137,7 +228,7 @@ def test_without_a_compiler_it_says_so_once_and_runs_on(capsys):
 @pytest.mark.parametrize("script", [step, epoch], ids=["step", "epoch"])
 def test_only_a_long_run_is_compiled(script, monkeypatch):
     compiled = []
-    monkeypatch.setattr(script, "compile_methods", lambda learner, *names, quiet: compiled.append(names))
+    monkeypatch.setattr(script, "compile_methods", lambda learner, config, *names: compiled.append(names))
     for settings in ({"total_timesteps": 5000}, {"compile": False}):
         script.A2C(script.Config(**{"total_timesteps": 10**6} | settings), ObservationLayout(3), ActionMap(CONTINUOUS))
     assert not compiled
