@@ -146,7 +146,7 @@ def train(config: Config, env_fn: EnvFn | None = None, callback: Callback | None
             outcome = Outcome(reward=reward, terminated=terminated, truncated=truncated, lr_scale=lr_scale)
             inputs = observation_tensor(next_observation, config.device), to_tensor([*outcome], config.device)
             probability = config.repeat_noise**action_map.size * (1.0 - run.progress) ** 4
-            if not probability or torch.rand((), generator=run.generator, device=config.device) >= probability:
+            if not probability or torch.rand((), generator=run.generator, device=config.device).item() >= probability:
                 loop.noise = learner.actor.network.noise(generator=run.generator)
             loop.state, loop.action, loop.env_action, statistics = learner.learn_and_act(
                 loop.state, loop.action, *inputs, loop.noise
