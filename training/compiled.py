@@ -29,7 +29,7 @@ CHANGED = (
 TORCH = str(Path(torch.__file__).parent)
 LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 CODE, DIGESTS = "function.bin", "digests.json"
-USER_CACHE = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+USER_CACHE = os.environ.get("XDG_CACHE_HOME") or Path(os.environ.get("HOME", tempfile.gettempdir())) / ".cache"
 CACHE = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or USER_CACHE) / "a2c"  # PyTorch sets the variable later
 KEPT = 100
 """Compiled methods that are kept, some 1 MB each; the least recently used ones are removed."""
