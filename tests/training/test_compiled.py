@@ -1,8 +1,11 @@
 """Compiled and eager give the same numbers, and without a compiler a run goes on."""
 
+import copy
 import gc
 import os
+import sys
 import weakref
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -62,10 +65,15 @@ def play(learner, updates=20):
 @pytest.mark.parametrize("space", [CONTINUOUS, DISCRETE], ids=["gaussian", "categorical"])
 @pytest.mark.parametrize("script", [step, epoch], ids=["step", "epoch"])
 def test_compiled_and_eager_give_the_same_numbers(script, space, monkeypatch, capsys):
-    eager, fast = learner_for(script, space), learner_for(script, space)
-    compile_methods(fast, script.Config(quiet=True), *METHODS[script])
-    for expected, number in zip(play(eager), play(fast), strict=True):
+    eager, fast, loaded = (learner_for(script, space) for _ in range(3))
+    for learner in (fast, loaded):
+        compile_methods(learner, script.Config(quiet=True), *METHODS[script])
+    numbers = play(fast)
+    for expected, number in zip(play(eager), numbers, strict=True):
         torch.testing.assert_close(number, expected, atol=1e-5, rtol=1e-5)
+    monkeypatch.setattr(Compiled, "_compile", lambda *args: pytest.fail("it was not kept"))
+    for expected, number in zip(numbers, play(loaded), strict=True):
+        torch.testing.assert_close(number, expected, atol=0, rtol=0, equal_nan=True)
     assert capsys.readouterr().err == ""
 
 
@@ -158,17 +166,21 @@ def test_only_settings_of_the_algorithm_and_the_sources_tell_what_is_kept_apart(
     def directory(**settings):
         learner = Counting()
         compile_methods(learner, step.Config(**settings), "method")
-        return learner.method._key([])
+        return learner.method._directory([])
 
     expected = directory()
     assert directory(seed=3, total_timesteps=5, env="CartPole-v1", run_dir=tmp_path, quiet=True) == expected
     assert directory(gamma=0.9) != expected
     assert directory(hidden_sizes=(3,)) != expected
     (tmp_path / "my_layers.py").write_text("WIDTH = 1\n")
+    os.utime(tmp_path / "my_layers.py", (1, 1))
     monkeypatch.syspath_prepend(tmp_path)
     __import__("my_layers")
     with_layers = directory()
     (tmp_path / "my_layers.py").write_text("WIDTH = 2\n")
+    with pytest.raises(OSError, match="was changed after this process has started"):
+        directory()
+    os.utime(tmp_path / "my_layers.py", (1, 1))  # as a process that starts now would see it
     assert len({expected, with_layers, directory()}) == 3
 
 
@@ -189,6 +201,48 @@ def test_nothing_can_be_kept(tmp_path, monkeypatch):
     compile_methods(learner, QUIET, "method")
     check_counting(learner)
     assert learner.method.fast
+
+
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: list
+
+
+FACTOR = 2.0
+
+
+class Mixed:
+    """A learner whose method returns an argument and other things beside what it has computed, and uses a global."""
+
+    weights = torch.arange(4.0).view(2, 2)
+
+    def method(self, numbers, argument, scale=1.0):
+        hidden = (self.weights @ numbers).tanh() * FACTOR * scale
+        return Pair(hidden, [hidden.square().sum(), argument, None, 3])
+
+
+def test_results_are_the_callers(cache, monkeypatch, capsys):
+    """Compiled code has results in the same memory in every call; arguments among them are elsewhere."""
+    learner, eager = Mixed(), Mixed()
+    compile_methods(learner, QUIET, "method")
+    inputs = [(torch.full((2,), float(i)), torch.full((1,), float(i))) for i in range(6)]
+    kept, expected = ([one.method(*given) for given in inputs] for one in (learner, eager))
+    for result, other in zip(kept, expected, strict=True):
+        assert type(result) is Pair
+        assert result.second[2:] == [None, 3]
+        torch.testing.assert_close([result.first, *result.second[:2]], [other.first, *other.second[:2]])
+    assert learner.method.fast
+    torch.testing.assert_close(learner.method(*inputs[1], scale=2.0).first, 2 * expected[1].first)
+    copied = copy.deepcopy(learner)
+    assert copied.method.__self__ is copied
+    torch.testing.assert_close(copied.method(*inputs[1]).first, expected[1].first)
+    monkeypatch.setattr(sys.modules[__name__], "FACTOR", 3.0)
+    results = [learner.method(*inputs[1]).first for _ in range(100)]
+    torch.testing.assert_close(results[-1], expected[1].first * 1.5)
+    assert "has changed since the first call" in capsys.readouterr().err
+    learner = Mixed()
+    compile_methods(learner, QUIET, "method")
+    torch.testing.assert_close(learner.method(*inputs[1]).first, expected[1].first * 1.5)
 
 
 def test_other_shapes_are_computed_uncompiled(cache, monkeypatch):
