@@ -22,6 +22,7 @@ import torch
 
 from environments import first_line
 from networks import NetworkSettings
+from training.generators import own_generators
 from training.settings import RunSettings
 
 CHANGED = (
@@ -128,7 +129,8 @@ class Compiled:
         """Load or compile the method; returns its results."""
         for make in (self._load, self._compile):
             try:
-                self.checked = make(args, shapes)
+                with own_generators(0, torch.device("cpu")):  # compilers draw random numbers, environments may too
+                    self.checked = make(args, shapes)
                 results = self.checked(self.learner, *args)
             except Exception as error:  # a compiler can raise anything, and so can what another one has left
                 if make == self._compile:
@@ -246,9 +248,8 @@ def environ(**variables: str) -> Iterator[None]:
         yield
     finally:
         for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
+            os.environ.pop(name, None)
+            if value is not None:
                 os.environ[name] = value
 
 

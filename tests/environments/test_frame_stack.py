@@ -72,7 +72,7 @@ def test_what_one_observation_does_not_show_is_learned(tmp_path):
     for frames in (1, 4):
         run = epoch.train(epoch.Config(run_dir=tmp_path / f"{frames}", frame_stack=frames, **settings))
         score = evaluate(run.policy, settings["env"], 20, seed=5)["mean_return"]
-        assert (score > 300) == (frames == 4), score
+        assert (score > 100) == (frames == 4), score
 
 
 def test_bad_input_gets_a_line(forked, tmp_path):

@@ -3,6 +3,7 @@
 import copy
 import gc
 import os
+import random
 import sys
 import weakref
 from typing import NamedTuple
@@ -119,6 +120,7 @@ def compiled_counting(monkeypatch, expected, **attributes):
 
         def make(self, *args, name=name, original=original):
             result = original(self, *args)
+            random.random(), torch.rand(1)  # as a compiler may
             made.append(name)
             return result
 
@@ -126,7 +128,11 @@ def compiled_counting(monkeypatch, expected, **attributes):
     learner = Counting()
     vars(learner).update(attributes)
     compile_methods(learner, QUIET, "method")
+    random.seed(0), torch.manual_seed(0)
+    drawn = random.random(), torch.rand(1)
+    random.seed(0), torch.manual_seed(0)
     check_counting(learner)
+    assert (random.random(), torch.rand(1)) == drawn
     monkeypatch.undo()
     assert made[-1] == expected
     return learner
