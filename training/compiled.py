@@ -48,7 +48,7 @@ CODE, DIGESTS = "function.bin", "digests.json"
 USER_CACHE = os.environ.get("XDG_CACHE_HOME") or Path(os.environ.get("HOME", tempfile.gettempdir())) / ".cache"
 CACHE = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or USER_CACHE) / "a2c"  # PyTorch sets the variable later
 KEPT = 100
-"""Compiled methods that are kept, some 1 MB each; the least recently used ones are removed."""
+"""Compiled methods that are kept, 1 to 2 MB each; the least recently used ones are removed."""
 
 
 class Compiled:
@@ -150,7 +150,8 @@ class Compiled:
         """
         kind = type(self.learner)
         code = [self.function.__module__, self.function.__qualname__, kind.__module__, kind.__qualname__]
-        machine = [torch.__version__, sys.version, cpu(), torch.get_num_threads()]
+        cpu = sorted(torch.cpu.get_capabilities().items())
+        machine = [torch.__version__, sys.version, cpu, torch.get_num_threads()]
         process = [os.environ.get("RANK"), os.environ.get("WORLD_SIZE")]
         files = sources(self.function.__code__.co_filename)
         parts = [code, self.settings, shapes, self.OPTIONS, machine, process, files]
@@ -227,16 +228,6 @@ def sources(first: str) -> list[str]:
     if changed := [path for path in paths if path.stat().st_mtime > STARTED]:
         raise OSError(f"{changed[0]} was changed after this process has started")
     return [digest(path.read_bytes()) for path in paths]
-
-
-def cpu() -> list[str]:
-    """What the system says about the CPU: its name and instructions."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    found = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
-    return [torch.backends.cpu.get_cpu_capability(), *sorted(found)]
 
 
 @contextlib.contextmanager
