@@ -82,7 +82,7 @@ class Config(RunSettings):
 MEAN_SQUARE_HORIZON = 51_200
 """Timesteps over which RMSprop averages squared gradients of the actor, for smaller batches of any size."""
 COMPILE_FROM = 100_000
-"""Timesteps of the shortest run that is compiled. That takes some 15 s, once; later runs load the code in 2 s."""
+"""Timesteps of the shortest run that is compiled. That takes 15 to 25 s, once; later runs load the code in 2 s."""
 
 
 @prepared
