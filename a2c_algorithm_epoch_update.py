@@ -2,9 +2,10 @@
 
     python a2c_algorithm_epoch_update.py --env Pendulum-v0
 
-Read it from top to bottom: settings, training, collecting, learner, loss, optimizer. Shapes: T steps, N environments,
-D entries of an observation, A of an action, P parameters. A state is a normalized observation, the input of the
-networks. Sources: Mnih et al. 2016 (arXiv 1602.01783) for A2C, Schulman et al. 2016 (arXiv 1506.02438) for advantages.
+An epoch is one such batch, not a pass over stored data; others call this the rollout update. Read the script from top
+to bottom: settings, training, collecting, learner, loss, optimizer. Shapes: T steps, N environments, D entries of an
+observation, A of an action, P parameters. A state is a normalized observation, the input of the networks. Sources: Mnih
+et al. 2016 (arXiv 1602.01783) for A2C, Schulman et al. 2016 (arXiv 1506.02438) for advantages.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Config(RunSettings):
     gamma: float = 0.995
     """Discount factor per timestep. Raise it if rewards are delayed."""
     gae_lambda: float = 0.9
-    """Lambda of generalized advantage estimation (GAE). 0: the TD error, less noisy; 1: the full return, unbiased."""
+    """Lambda of generalized advantage estimation (GAE). 0: the TD error, less noisy; 1: all rewards of the rollout,
+    less biased."""
     actor_lr: float = 3e-4
     """Learning rate of the actor, times the square root of sample_size. It is annealed linearly to 0 over the run.
     Lower it if returns collapse."""
@@ -80,9 +82,9 @@ class Config(RunSettings):
 
 
 MEAN_SQUARE_HORIZON = 51_200
-"""Timesteps over which RMSprop averages squared gradients of the actor, for smaller batches of any size."""
+"""Timesteps over which RMSprop averages squared gradients of the actor, for smaller batches; of the critic, a tenth."""
 COMPILE_FROM = 100_000
-"""Timesteps of the shortest run that is compiled. That takes 15 to 25 s, once; later runs load the code in 2 s."""
+"""Timesteps of the shortest run that is compiled: half a minute at first; later runs load the code in 2 s."""
 
 
 @prepared
@@ -264,9 +266,9 @@ class A2C:
             advantages, returns = gae(
                 rewards, values, next_values, batch.terminated, batch.truncated, config.gamma, config.gae_lambda
             )
-            # The median is an error of the critic that all transitions share. Unlike the mean, it is not moved by a few
-            # large advantages: after a crash in one environment, centering by the mean would reinforce all the others.
-            # Advantages are not divided by their standard deviation, which would amplify the noise of quiet batches.
+            # An error of the critic that all transitions share shifts their median. A few large advantages hardly do,
+            # but they shift the mean: after a crash in one environment, centering by it would reinforce all others.
+            # Advantages are not divided by their standard deviation: where it is small, that would amplify noise.
             advantages = advantages - self.ranks.all_gather(advantages.flatten()).median()
         pi = self.actor(states)
         loss, entropy = policy_loss(pi, batch.actions, advantages, config.ent_coef)
@@ -289,7 +291,7 @@ def policy_loss(pi: Independent, actions: Tensor, advantages: Tensor, ent_coef: 
     """-mean(log pi(a|s) * A) - ent_coef * entropy: descending it follows the policy gradient and raises the entropy.
 
     log pi(a|s) is computed from the stored states and actions, with its graph. Log-probabilities stored while
-    collecting, where no graph is recorded, would be constants, and the loss would have no gradient.
+    collecting, where no graph is recorded, would be constants, and the advantages would not change the policy.
 
     Args:
         pi: the actor's distribution pi(.|s) in the states of the batch, batch shape (...), event shape (A,).

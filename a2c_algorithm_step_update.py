@@ -52,7 +52,7 @@ class Config(RunSettings):
     reward_norm: bool = True
     """Divide rewards by the running standard deviation of their discounted sum, and clip them to [-10, 10]."""
     textbook: bool = False
-    """The naive algorithm, for comparison: one-step updates, nothing annealed, normalized or limited."""
+    """For comparison: RMSprop with one-step updates, and nothing annealed, normalized or limited."""
     compile: bool = True
     """Use torch.compile, in runs of at least 20,000 timesteps. Turn off to debug."""
 
@@ -82,7 +82,7 @@ TEXTBOOK: dict[str, Any] = {
 """Settings that `--textbook` makes."""
 
 COMPILE_FROM = 20_000
-"""Timesteps of the shortest run that is compiled. That takes some 10 s, once; later runs load the code in 2 s."""
+"""Timesteps of the shortest run that is compiled: half a minute at first; later runs load the code in 2 s."""
 
 
 @dataclass
@@ -257,8 +257,8 @@ class A2C:
         Args:
             state, next_state: s and s', normalized, (D,). s' is never the first state of the next episode.
             action: a, as sampled, (A,).
-            reward: r, shaped and scaled, ().
-            terminated: 1 if the episode terminated at s', else 0, even if it was truncated, ().
+            reward: r, shaped and normalized, ().
+            terminated: 1 if the episode terminated at s', else 0, also where it was only truncated, ().
             lr_scale: factor of both learning rates, in (0, 1], ().
         """
         value = self.critic(state)
@@ -267,7 +267,8 @@ class A2C:
             delta = reward + self.config.gamma * self.critic(next_state) * (1 - terminated) - value
         pi = self.actor(state)
         log_prob = pi.log_prob(action)
-        # This step is delta times the gradient: delta * sign(delta) = |delta| makes entropy a bonus for either sign.
+        # The step is delta times the trace. With sign(delta), entropy is a bonus now, of weight |delta|; in later steps
+        # the trace carries its gradient like that of log pi.
         objective = log_prob + self.config.ent_coef * delta.sign() * pi.entropy()
         (policy_gradient,) = torch.autograd.grad(objective, self.actor.theta)
         self.critic_optimizer.step(value_gradient, delta, lr_scale)
@@ -303,7 +304,7 @@ class TraceOptimizer(nn.Module):
     The trace is a decaying sum of gradients, so that a TD error also corrects earlier states and actions. The rest is
     RMSprop (Hinton 2012) with the bias correction of Adam (Kingma and Ba 2015, arXiv 1412.6980): the square is the
     weighted mean of all g^2 so far, and count is the sum of their weights beta^k. There is no momentum as in Adam: the
-    trace already averages over time.
+    trace already sums gradients over time.
 
     Args:
         theta: the parameters, (P,).

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, Normal
 
 LARGE_IMAGE, SMALL_IMAGE = 36, 14
-"""Height or width, whichever is less: convolutions have stride 4 from the first on, stride 2 from the second on."""
+"""Shorter side, in pixels: from the first on, a kernel of 8 with stride 4; from the second on, of 4 with stride 2."""
 LARGE_LOG_STD = 4.0
-"""From here on, the logarithm of a standard deviation that is a parameter saturates, at 1 more."""
+"""Above this, the logarithm of the standard deviation saturates; it stays below this plus 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class ObservationLayout(NamedTuple):
 
     @property
     def unchanged(self) -> tuple[int, int]:
-        """So many entries at the beginning and at the end are not numbers, and not normalized."""
+        """How many entries at the beginning, and how many at the end, are not normalized: pixels, and the mask."""
         return self.image_size, self.mask_size
 
 
@@ -71,8 +71,8 @@ def network(layout: ObservationLayout, outputs: int, settings: NetworkSettings, 
 
 
 class Linear(nn.Linear):
-    """A linear layer. For one observation it multiplies a matrix and a vector, which torch.compile makes part of the
-    loops around it, with its gradient; products of matrices are calls of a library.
+    """A linear layer. A single observation uses a matrix-vector product, which torch.compile can fuse with what is
+    around it, as it can its gradient; products of matrices are calls of a library.
     """
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -180,7 +180,8 @@ class Actor(nn.Module):
 class GaussianActor(Actor):
     """A diagonal Gaussian policy over continuous actions with A entries.
 
-    The standard deviation is one learned parameter per entry, the same in every state and 1 at first.
+    The standard deviation is one learned parameter per entry, the same in every state and 1 at first. Samples are not
+    passed through tanh, only the mean is, so log-probabilities need no correction for it.
 
     Args:
         layout: of the observations.
@@ -283,7 +284,7 @@ def repeat_noise(noise: Tensor, probability: float, generator: torch.Generator |
     The effects of independent random actions tend to cancel; correlated ones explore further (temporally correlated
     noise: Hollenstein et al. 2024, arXiv 2312.11091). Each step's noise has the same distribution as before. But a
     state depends on the noise that led to it, so given the state, a repeated action does not follow the policy
-    exactly: the batch is slightly off-policy while the probability is above 0.
+    exactly: the batch is off-policy while the probability is above 0.
 
     Args:
         noise: of T steps in N environments, (T, N, ...).
@@ -319,7 +320,7 @@ NetworkType = TypeVar("NetworkType", bound=nn.Module)
 
 
 class FlatNetwork(Generic[NetworkType]):
-    """A network whose parameters are views of one vector, so that an optimizer step is one operation for all of them.
+    """A network whose parameters are views of one vector, so that an optimizer step is a few operations on it.
 
     Take the gradient of a loss with `torch.autograd.grad(loss, network.theta)`; `theta.grad` is not used.
 
