@@ -1,13 +1,14 @@
 """Evaluate a trained run, record a video of it, or draw its policy.
 
 python evaluate.py runs/DIR --episodes 100 --seed 7          # the last line is one JSON object
-python evaluate.py runs/DIR --episodes 3 --video out.mp4
+python evaluate.py runs/DIR --video film.mp4                 # one episode
 python evaluate.py runs/DIR --policy-map map.png
 python evaluate.py runs/DIR --export policy.onnx
 """
 
 import dataclasses
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 import tyro
 from gymnasium.wrappers import RecordVideo
+from tqdm import tqdm
 
 import environments
 from environments import EnvFn, UsageError, first_line
@@ -36,8 +38,8 @@ class Config:
 
     directory: Annotated[Path, tyro.conf.Positional]
     """The run's directory."""
-    episodes: int = 100
-    """Episodes to play."""
+    episodes: int | None = None
+    """Episodes to play; if not given, 100, and with --video or --render 1."""
     seed: int = 0
     """Seed of the environments and of sampled actions."""
     best: bool = False
@@ -58,7 +60,7 @@ class Config:
 
     def validate(self) -> None:
         """Raise a `UsageError` for the first setting that cannot be."""
-        if self.episodes < 1:
+        if self.episodes is not None and self.episodes < 1:
             raise UsageError(f"--episodes {self.episodes} must be at least 1")
         if self.video and self.render:
             raise UsageError("--video and --render cannot be combined; choose one")
@@ -82,10 +84,13 @@ def watch(
 ) -> dict[str, Any]:
     """Evaluate on episodes played one after the other, shown in a window or recorded as a video."""
     flag, mode = ("--video", "rgb_array") if config.video else ("--render", "human")
-    with tempfile.TemporaryDirectory() as folder:
+    camera = {} if env_fn or {"camera_id", "camera_name"} & env_kwargs.keys() else environments.following_camera(env_id)
+    with tempfile.TemporaryDirectory() as folder, tqdm(desc=flag[2:], unit=" steps", disable=None) as bar:
 
         def make() -> gym.Env:
-            env = environments.make_env(env_id, env_fn, env_kwargs, render_mode=mode)
+            env = environments.make_env(env_id, env_fn, camera | env_kwargs, render_mode=mode)
+            if config.render and hasattr(env.unwrapped, "mujoco_renderer") and not has_screen():
+                raise UsageError("there is no screen; use --video FILE.mp4")  # MuJoCo would end the process
             if config.video:  # one video of all episodes
                 env = RecordVideo(
                     env, f"{folder}/film", lambda i: i == 0, video_length=sys.maxsize, disable_logger=True
@@ -93,18 +98,27 @@ def watch(
             return env
 
         try:
-            score = evaluate(policy, env_id, config.episodes, config.seed, config.stochastic, make, num_envs=1)
+            options: dict[str, Any] = {"num_envs": 1, "env_kwargs": {}, "before_step": bar.update}
+            score = evaluate(policy, env_id, config.episodes or 1, config.seed, config.stochastic, make, **options)
         except UsageError as error:
             hint = "; the function must take render_mode, and give it to the environment" if env_fn else ""
             raise UsageError(f"{flag} failed: {first_line(error)}{hint * ('render_mode' in str(error))}") from error
         except Exception as error:  # no screen, no OpenGL, no encoder: each library has errors of its own
             hint = "; without a screen, MuJoCo needs MUJOCO_GL=egl or osmesa" if "OpenGL" in str(error) else ""
+            hint += f"; implement render() of {env_id}" if isinstance(error, NotImplementedError) else ""
             raise UsageError(f"{flag} failed: {type(error).__name__}: {first_line(error)}{hint}") from error
         if config.video:
-            (film,) = Path(folder).glob("film/*.mp4")
+            films = [*Path(folder).glob("film/*.mp4")]
+            if not films:
+                raise UsageError(f"--video failed: render() of {env_id} must return a uint8 array (height, width, 3)")
             config.video.parent.mkdir(parents=True, exist_ok=True)
-            config.video.write_bytes(film.read_bytes())
+            config.video.write_bytes(films[0].read_bytes())
     return score
+
+
+def has_screen() -> bool:
+    """Whether windows can be shown."""
+    return sys.platform != "linux" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
 def draw_policy_map(path: Path, directory: Path, policy: Policy, env_id: str) -> None:
@@ -153,7 +167,7 @@ def main() -> None:
             score = watch(policy, env_id, env_fn, kwargs, config)
         else:
             options: dict[str, Any] = {"num_envs": EVALUATION_ENVS[saved["script"]], "env_kwargs": kwargs}
-            score = evaluate(policy, env_id, config.episodes, config.seed, config.stochastic, env_fn, **options)
+            score = evaluate(policy, env_id, config.episodes or 100, config.seed, config.stochastic, env_fn, **options)
     except UsageError as error:
         fail(error, 2)
     except KeyboardInterrupt as stop:

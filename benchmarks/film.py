@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 import tyro
@@ -52,8 +51,7 @@ def panel(directory: Path) -> list[Image.Image]:
     """FRAMES frames of episodes of a policy, at FRAMES_PER_SECOND, with a title."""
     torch.set_num_threads(1)
     policy, env_id = load_policy(directory)
-    camera = {"camera_name": "track"} if "mujoco" in str(gym.spec(env_id).entry_point) else {}
-    env: Any = environments.make_env(env_id, None, camera, render_mode="rgb_array")
+    env: Any = environments.make_env(env_id, None, environments.following_camera(env_id), render_mode="rgb_array")
     every = max(1, round(env.metadata["render_fps"] / FRAMES_PER_SECOND))
     observation, _ = env.reset(seed=0)
     frames: list[Image.Image] = []

@@ -8,7 +8,7 @@ episode. Importing this package registers Pendulum-v0.
 from environments.actions import ActionMap
 from environments.advice import advice
 from environments.errors import EnvironmentFault, UsageError, close_env, first_line
-from environments.making import EnvFn, make_env, make_maps, make_vector_env, maps_of, reset_all
+from environments.making import EnvFn, following_camera, make_env, make_maps, make_vector_env, maps_of, reset_all
 from environments.modules import import_function
 from environments.observations import ObservationMap, observation_tensor, to_tensor
 from environments.pendulum import PENDULUM_V0
@@ -25,6 +25,7 @@ __all__ = [
     "advice",
     "close_env",
     "first_line",
+    "following_camera",
     "import_function",
     "load_shaping",
     "make_env",

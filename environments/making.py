@@ -23,7 +23,7 @@ from environments.border import Border
 from environments.envpool import EnvPoolVectorEnv
 from environments.errors import UsageError, first_line
 from environments.flattening import stack
-from environments.modules import import_user_module
+from environments.modules import import_user_module, name_clash
 from environments.observations import ObservationMap
 from environments.pendulum import PENDULUM_V0
 from environments.processes import ProcessVectorEnv
@@ -81,6 +81,8 @@ def make_env(
             env = make_atari_env(env_id, kwargs)
         else:
             env = gym.make(env_id, disable_env_checker=True, **kwargs)
+    except UsageError:  # of an env_fn that calls this function
+        raise
     except (Exception, SystemExit) as error:  # a constructor can raise anything
         raise UsageError(f"{what} {'failed' if env_fn else 'cannot be made'}: {first_line(error)}") from error
     if not isinstance(env, gym.Env):
@@ -103,6 +105,11 @@ def make_env(
     stacked = Border(TransformObservation(frames, lambda steps: stack(steps, image_size), space), env_id)
     stacked.declared, stacked.frame_stack = border.declared, frame_stack
     return stacked
+
+
+def following_camera(env_id: str) -> dict[str, str]:
+    """Arguments for Gymnasium's MuJoCo environments: draw what moves by the camera that follows it, if there is one."""
+    return {"camera_name": "track"} if env_id in MUJOCO_IDS else {}
 
 
 def check_spaces(env: gym.Env, env_id: str) -> None:
@@ -201,10 +208,8 @@ def check_env_id(env_id: str) -> None:
         runnable = [i for i in gym.registry if not re.search("-v[23]$", i) or i[:-1] + "4" not in MUJOCO_IDS]
         nearest = difflib.get_close_matches(name, runnable, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(nearest)}?" if nearest else "see gymnasium.pprint_registry() for all ids"
-        raise UsageError(
-            f"--env {env_id} is not a registered environment; {hint} (module:Id-v0 imports a module of your own first;"
-            " --env-fn module:function names a function that makes it)"
-        )
+        hint += " (module:Id-v0 imports a module of your own first; --env-fn module:function makes it by a function)"
+        raise UsageError(f"--env {env_id} is not a registered environment; {name_clash(module)[2:] or hint}")
 
 
 def find_plug_in(env_id: str) -> bool:

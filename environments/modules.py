@@ -9,7 +9,8 @@ from typing import Any
 
 from environments.errors import UsageError, first_line
 
-OURS = ("compare", "environments", "evaluate", "networks", "training", "utils")
+OURS = ("benchmarks", "compare", "environments", "evaluate", "networks", "training", "utils")
+"""Modules of this project, which are found before those of a person."""
 
 
 def import_user_module(name: str, flag: str) -> ModuleType:
@@ -19,10 +20,13 @@ def import_user_module(name: str, flag: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:  # importing a module can raise anything
-        hint = ""
-        if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in OURS:
-            hint = f"; {error.name} is also a module of these scripts, which is found first: rename yours"
+        hint = name_clash(error.name or "") if isinstance(error, ImportError) else ""
         raise UsageError(f"{flag}: module {name!r} cannot be imported: {first_line(error)}{hint}") from error
+
+
+def name_clash(module: str) -> str:
+    """What to add to a message where a module of the user's has the name of one of ours; empty if it has not."""
+    return f"; {module} is a module of these scripts: rename yours" if module.partition(".")[0] in OURS else ""
 
 
 def import_function(name: str, flag: str) -> Callable[..., Any]:
@@ -32,5 +36,5 @@ def import_function(name: str, flag: str) -> Callable[..., Any]:
         raise UsageError(f"{flag} {name} must be module:function")
     found = getattr(import_user_module(module, f"{flag} {name}"), function, None)
     if not callable(found):
-        raise UsageError(f"{flag} {name}: {module} has no function {function!r}")
+        raise UsageError(f"{flag} {name}: {module} has no function {function!r}{name_clash(module)}")
     return found

@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
 from typing import Any
 
 import gymnasium as gym
@@ -195,6 +196,8 @@ class ProcessVectorEnv(AsyncVectorEnv):
         try:
             yield
         except (EOFError, OSError, multiprocessing.TimeoutError) as error:
+            late = isinstance(error, multiprocessing.TimeoutError)
+            wait([process.sentinel for process in self.processes], 0.0 if late else 1.0)  # a pipe breaks before the end
             dead = [i for i, process in enumerate(self.processes) if not process.is_alive()]
             if dead:
                 status = self.processes[dead[0]].exitcode

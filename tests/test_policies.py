@@ -13,6 +13,14 @@ def test_every_policy_has_a_least_return():
     assert sum(path.stat().st_size for path in (PROJECT / "policies").rglob("*") if path.is_file()) < 2e6
 
 
+def test_a_window_without_a_screen_is_a_line(forked, monkeypatch):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    result = forked(EVALUATE, PROJECT / "policies" / "Humanoid-v4", "--render")
+    assert result.returncode == 2
+    assert "--render failed: there is no screen; use --video FILE.mp4" in result.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LEAST)
 def test_a_policy_plays_at_once(forked, name):

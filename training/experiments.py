@@ -155,7 +155,7 @@ def learning_curve(task: Task) -> list[tuple[int, float, float]]:
     with (task.directory / "episodes.csv").open(newline="") as file:
         episodes = [(int(row["timestep"]), float(row["return"])) for row in csv.DictReader(file)]
     with (task.directory / "updates.csv").open(newline="") as file:
-        times = np.array([(int(row["timestep"]), float(row["wall_time"])) for row in csv.DictReader(file)])
+        times = np.array([(0, 0.0), *((int(row["timestep"]), float(row["wall_time"])) for row in csv.DictReader(file))])
     ends, returns = np.array(episodes).reshape(-1, 2).T
     points = []
     for timestep, seconds in zip(grid(task.timesteps), np.interp(grid(task.timesteps), *times.T), strict=True):

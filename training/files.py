@@ -84,6 +84,7 @@ class LockedDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.lock = FileLock(path / "lock", timeout=0)
 
     def create(self, config: Mapping[str, Any], tables: Mapping[str, list[str]]) -> None:
         """Create the directory with its `config.json` and empty CSV files with these columns.
@@ -124,7 +125,6 @@ class LockedDirectory:
             )
 
     def _lock(self, flag: str) -> None:
-        self.lock = FileLock(self.path / "lock", timeout=0)
         try:
             self.lock.acquire()
         except Timeout:

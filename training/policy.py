@@ -38,6 +38,9 @@ class Policy:
         normalizer: is not updated.
         action_map: from sampled actions to those of the environment.
         observation_map: from observations of the environment to flat ones.
+
+    Attributes:
+        env_kwargs: arguments of the environment that it was trained in.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Policy:
         self.action_map = action_map
         self.observation_map = observation_map
         self.device = next(actor.parameters()).device
+        self.env_kwargs: Mapping[str, Any] = {}
 
     @torch.no_grad()
     def __call__(self, observations: Any, stochastic: bool = False) -> np.ndarray:
@@ -126,7 +130,9 @@ def load_policy(directory: str | Path, env_fn: EnvFn | None = None, best: bool =
         actor.load_state_dict(state["actor"])
         normalizer = ObservationNormalizer(layout.size, unchanged=layout.unchanged)
         normalizer.load_state_dict(state["obs_normalizer"])
-    return Policy(actor, normalizer, action_map, observation_map), config.env
+    policy = Policy(actor, normalizer, action_map, observation_map)
+    policy.env_kwargs = config.env_kwargs
+    return policy, config.env
 
 
 def load_critic(directory: Path, policy: Policy) -> Callable[[np.ndarray], np.ndarray]:
@@ -192,7 +198,7 @@ def evaluate(
         stochastic: sample actions instead of taking the mode.
         env_fn: makes the environment, if it is not registered.
         num_envs: environments that are stepped together, at most one per episode.
-        env_kwargs: arguments for the environment, or for `env_fn`.
+        env_kwargs: arguments for the environment, or for `env_fn`; None: those of the policy's training.
         before_step: called before each step of the environments, for example to show progress.
 
     Returns:
@@ -204,6 +210,7 @@ def evaluate(
         EnvironmentFault: the environment returned an observation or reward that is not finite.
     """
     num_envs, stacked = min(episodes, num_envs), policy.observation_map.frame_stack
+    env_kwargs = policy.env_kwargs if env_kwargs is None else env_kwargs
     remaining = np.array([len(range(i, episodes, num_envs)) for i in range(num_envs)])
     current, lengths = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
     returns: list[float] = []

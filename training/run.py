@@ -64,13 +64,10 @@ class Run:
         directory: of the run.
         home: the directory of rank 0's run; those of the other ranks are temporary.
         timestep: timesteps trained so far.
-        policy: the policy that is trained, once the script has set it.
         generator: for the noise of the policy; nobody else draws from it.
         resumed: the variables given to `save`, if the run is resumed and its environments were restored; else None.
         exit_status: 0, or 128 + the number of the signal that interrupted the run.
     """
-
-    policy: Policy
 
     def __init__(
         self,
@@ -90,6 +87,8 @@ class Run:
             self._begin(config)
         except BaseException:
             close_env(env)
+            if hasattr(self, "files"):
+                self.files.release()
             raise
 
     def _begin(self, config: RunSettings) -> None:
@@ -103,6 +102,7 @@ class Run:
         self.timestep = self.exit_status = 0
         self.stopped = False
         self.elapsed_before = 0.0
+        self.timed_from: tuple[int, float] | None = None
         self.next_save = config.checkpoint_interval
         self.minute_passed = False
         self.callback_error: Exception | None = None
@@ -126,6 +126,16 @@ class Run:
             settings = {**dataclasses.asdict(config), "script": config.script}
             del settings["resume"]
             self.files.create(settings | {"versions": versions(), "commit": commit()}, COLUMNS)
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that is trained, once the script has set it."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: Policy) -> None:
+        policy.env_kwargs = self.config.env_kwargs
+        self._policy = policy
 
     def say(self, line: str) -> None:
         """Print a line, unless the run is quiet."""
@@ -259,7 +269,8 @@ class Run:
         self.check_finite({**metrics, "explained_variance": 0.0})  # it is NaN where all returns are equal
         self.log.updates.append(metrics)
         if self.log_due:
-            rate = (self.timestep - self.first_timestep) / (time.monotonic() - self.start)
+            first, since = self.timed_from or (self.first_timestep, self.start)
+            rate = (self.timestep - first) / (time.monotonic() - since)
             scalars = self.log.write_row(self.timestep, rate, self.wall_time) | self.evaluations.evaluate_if_due()
             if self.callback:
                 try:
@@ -271,6 +282,7 @@ class Run:
                     self.stop()
             self.log.start_row(self.timestep)
             self.bar.show(self.timestep, self.recent_returns, self.log.mean_reward, rate, self.evaluations.last)
+        self.timed_from = self.timed_from or (self.timestep, time.monotonic())  # the first update includes compiling
 
     @property
     def log_due(self) -> bool:

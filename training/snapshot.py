@@ -70,9 +70,12 @@ def restore(run: Run, state: Mapping[str, Any]) -> None:
             " use the commit in its config.json, or start a new run"
         )
     with fitting(run.directory):
+        run.timestep, run.elapsed_before = int(state["timestep"]), float(state["wall_time"])
+        before, now = int(state["total_timesteps"]), run.config.total_timesteps
+        if now < min(before, run.timestep):
+            raise UsageError(f"--total-timesteps {now} is less than the {run.timestep} that the run has done already")
         for name, part in run.parts.items():
             part.load_state_dict(state[name])
-        run.timestep, run.elapsed_before = int(state["timestep"]), float(state["wall_time"])
         run.next_save = int(state["next_save"])
         run.log.restore(state["log"])
         run.evaluations.load_state_dict(state["evaluations"])
@@ -86,7 +89,6 @@ def restore(run: Run, state: Mapping[str, Any]) -> None:
     run.log.truncate()
     what = f"in new episodes, since {why}" if why else "where they were"
     run.say(f"resumed at timestep {run.timestep}, the environments {what}")
-    before, now = int(state["total_timesteps"]), run.config.total_timesteps
     if now > before:
         left, annealed = (max(0.0, 1 - run.timestep / total) for total in (now, before))
         run.say(

@@ -37,12 +37,14 @@ def test_a_module_in_the_current_directory_is_found(tmp_path):
 @pytest.mark.parametrize(
     ("code", "args", "words"),
     [
-        ("from utils import helper", ["--env", "mine:Mine-v0"], "utils is also a module of these scripts"),
+        ("from utils import helper", ["--env", "mine:Mine-v0"], "utils is a module of these scripts: rename yours"),
         ("import networks.layers", ["--env", "mine:Mine-v0"], "networks"),
         ("1 / 0", ["--env", "mine:Mine-v0"], "module 'mine' cannot be imported: division by zero"),
         ("x = 1", ["--reward-shaping", "mine:x"], "mine has no function 'x'"),
         ("(", ["--reward-shaping", "mine:x"], "module 'mine' cannot be imported"),
         ("", ["--reward-shaping", "mine"], "must be built-in or module:function"),
+        ("", ["--env", "utils:Mine-v0"], "utils is a module of these scripts: rename yours"),
+        ("", ["--env-fn", "utils:helper"], "utils has no function 'helper'; utils is a module of these scripts"),
     ],
 )
 def test_a_module_that_cannot_be_used_is_one_line(tmp_path, code, args, words):

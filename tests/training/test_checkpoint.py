@@ -224,9 +224,9 @@ def test_quiet_says_nothing_but_errors(forked, tmp_path):
     assert not forked(EPOCH, "--total-timesteps", 0, "--quiet").stdout
 
 
-@pytest.mark.parametrize("command", [("--video", "film.mp4"), ("--policy-map", "map.png")])
+@pytest.mark.parametrize("command", [("--video", "film.mp4"), ("--policy-map", "map.png", "--episodes", 1)])
 def test_a_finished_run_is_filmed_and_drawn(forked, finished, tmp_path, command):
-    result = forked(EVALUATE, finished, "--episodes", 1, *command)
+    result = forked(EVALUATE, finished, *command)
     assert result.returncode == 0, result.stderr
     content = (tmp_path / command[1]).read_bytes()
     assert (b"ftyp" in content[:20]) if command[1] == "film.mp4" else content.startswith(b"\x89PNG")

@@ -25,6 +25,16 @@ class Mine(gym.Wrapper):
 def make(reward=1.0, **options):
     return Mine(reward)
 
+class Blind(Mine):
+    metadata = {"render_modes": ["rgb_array"]}
+    render_mode = "rgb_array"
+
+    def render(self):
+        pass
+
+def blind(**options):
+    return Blind(1.0)
+
 def broken():
     pass
 
@@ -53,6 +63,10 @@ def test_it_is_trained_resumed_scored_and_evaluated(name, forked, mine):
     result = forked(EVALUATE, "run", "--episodes", 3)
     assert (result.returncode, result.stderr) == (0, "")
     assert json.loads(result.stdout)["mean_return"] <= 5
+    result = forked(EVALUATE, "run", "--env-fn", "mine:blind", "--video", "film.mp4")
+    assert result.returncode == 2
+    assert "must return a uint8 array (height, width, 3)" in result.stderr
+    assert not (mine / "film.mp4").exists()
 
 
 @pytest.mark.slow

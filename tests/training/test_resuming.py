@@ -14,7 +14,7 @@ from test_resume import FORK, assert_same, numbers
 import a2c_algorithm_epoch_update as epoch
 import a2c_algorithm_step_update as step
 import training.run
-from training import TrainingError, UsageError
+from training import TrainingError, UsageError, evaluate, load_policy
 from training.checkpoint import load_checkpoint
 
 SCRIPTS = pytest.mark.parametrize("script", [epoch, step], ids=["epoch", "step"])
@@ -98,6 +98,14 @@ class Endless(gym.Env):
 
 @pytest.mark.slow
 @SCRIPTS
+def test_fewer_timesteps_than_were_done_are_refused(script, tmp_path):
+    script.train(script.Config(env="CartPole-v1", total_timesteps=1024, run_dir=tmp_path / "run", img_dir=tmp_path))
+    with pytest.raises(UsageError, match="--total-timesteps 512 is less than the 1024 that the run has done already"):
+        script.train(script.Config(resume=tmp_path / "run", total_timesteps=512))
+    script.train(script.Config(resume=tmp_path / "run"))  # finished: nothing is left to do
+
+
+@SCRIPTS
 def test_where_no_episode_ends_the_reward_of_a_step_is_logged(script, tmp_path, capsys):
     seen = []
     config = script.Config(env="Endless", total_timesteps=2048, run_dir=tmp_path / "run", img_dir=tmp_path)
@@ -118,6 +126,9 @@ def test_arguments_for_the_environment_are_kept_and_used(script, tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["env_kwargs"] == json.loads(arguments)
     result = script("evaluate.py", "run", "--episodes", 2)
     assert json.loads(result.stdout)["mean_return"] == -1.0
+    policy, env_id = load_policy(tmp_path / "run")
+    assert evaluate(policy, env_id, episodes=2, seed=0)["mean_return"] == -1.0
+    assert evaluate(policy, env_id, episodes=2, seed=0, env_kwargs={})["mean_return"] > 0
     for wrong, words in (("5", "must be a JSON object"), ('{"color": 1}', "unexpected keyword argument 'color'")):
         result = script("a2c_algorithm_epoch_update.py", "--env", "CartPole-v1", "--env-kwargs", wrong)
         assert (result.returncode, result.stderr.count("\n")) == (2, 1)
