@@ -178,7 +178,7 @@ def compare(config: Config) -> int:
     if results.runs and results.timesteps != config.total_timesteps:
         raise UsageError(
             f"--total-timesteps {config.total_timesteps}: {results.paths[0]} holds runs of {results.timesteps};"
-            " choose that, or another folder for --results"
+            " choose that, or another folder for --results, and one for --img-dir"
         )
     own = own_curves(config.curve)
     for name, settings in own.items():

@@ -20,10 +20,12 @@ from training.comparison import Results
 PAGES = [PROJECT / name for name in ("docs/results.md", "README.md", "README.zh-CN.md")]
 
 
-def print_comparisons() -> None:
-    """The tables of `compare.py` and links to their figures, of all environments."""
+def print_comparisons(velocity_free: bool) -> None:
+    """The tables of `compare.py` and links to their figures, of the environments with or without velocities."""
     for path in sorted((PROJECT / "results").glob("compare_*_curves.csv")):
         results = Results(path.parent, path.stem.removeprefix("compare_").removesuffix("_curves"))
+        if ("NoVel" in results.name) != velocity_free:
+            continue
         results.check_complete()
         (timesteps,) = {int(row["timesteps"]) for row in results.runs}
         print(f"{results.name}, {timesteps:,} timesteps:\n")
@@ -34,7 +36,8 @@ def print_comparisons() -> None:
 
 
 TABLES: dict[str, Callable[[], None]] = {
-    "compare": print_comparisons,
+    "compare": partial(print_comparisons, velocity_free=False),
+    "velocity_free": partial(print_comparisons, velocity_free=True),
     "summary": partial(
         returns.print_summary, "environment, timesteps | step update | epoch update | others: A2C | others: PPO"
     ),

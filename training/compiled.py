@@ -290,7 +290,7 @@ def compile_methods(learner: object, config: RunSettings, *names: str) -> None:
     def compiling() -> None:
         nonlocal announced
         if not announced:
-            print("compiling, once for these settings: some 10 to 30 s", flush=True)
+            print("compiling, once for these settings: half a minute, or a minute on a slow machine", flush=True)
         announced = True
 
     def failed(name: str, error: Exception) -> None:
