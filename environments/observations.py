@@ -93,8 +93,10 @@ class ObservationMap:
             if is_sequence(observations) and len(observations) and all(map(self._is_one, observations)):
                 return np.array(list(map(self._flat, observations))), False
         what = f"of shape {shape}" if shape is not None else f"of type {type(observations).__name__}"
-        one = self.space if self.frame_stack == 1 else f"a list of the last {self.frame_stack} of {self.space}"
-        raise UsageError(f"observations {what} must be (N, {self.size}), ({self.size},), {one}, or a list of such")
+        steps = f"; one is a list of those of the last {self.frame_stack} steps" if self.frame_stack > 1 else ""
+        raise UsageError(
+            f"observations {what} must be (N, {self.size}), ({self.size},) or of {self.space}, several in a list{steps}"
+        )
 
     def _is_one(self, observation: Any) -> bool:
         """Whether this is one observation, or those of as many steps as are stacked."""

@@ -12,7 +12,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Self, SupportsFloat
 
 import gymnasium as gym
@@ -63,6 +62,7 @@ class Run:
     Attributes:
         directory: of the run.
         home: the directory of rank 0's run; those of the other ranks are temporary.
+        image_path: the plot in the directory of images.
         timestep: timesteps trained so far.
         generator: for the noise of the policy; nobody else draws from it.
         resumed: the variables given to `save`, if the run is resumed and its environments were restored; else None.
@@ -96,7 +96,7 @@ class Run:
         if self.ranks.world_size > 1:
             check_agreement(config, self.ranks)
             config, self.home, self.folder = local_copy(config, self.home, self.ranks)
-        self.config = config
+        self.config, self.image_path = config, image_path(config)
         self.directory = run_directory(config) if self.ranks.rank else self.home
         self.resumed: dict[str, Any] | None = None
         self.timestep = self.exit_status = 0
@@ -302,11 +302,6 @@ class Run:
             if not np.isfinite(value).all():
                 hint = FROM_ENVIRONMENT.get(what, "a lower learning rate or reward scale usually helps")
                 raise TrainingError(f"{what} is not finite; {hint}")
-
-    @property
-    def image_path(self) -> Path:
-        """The plot in the directory of images."""
-        return image_path(self.config)
 
     def plot(self) -> None:
         """Draw the returns of the episodes so far, in the directory of the run."""
