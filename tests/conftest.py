@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -103,3 +103,12 @@ def check_resuming(script: ModuleType, tmp_path: Path, **settings: Any) -> None:
     whole, short = (load_checkpoint(tmp_path / name) for name in ("whole", "short"))
     for part in ("actor", "critic", "obs_normalizer"):
         torch.testing.assert_close(short[part], whole[part], rtol=0, atol=0)
+
+
+@pytest.fixture(autouse=True)
+def forget_modules(tmp_path: Path) -> Iterator[None]:
+    """Forget the modules that a test has written: compiled code is kept by the sources of all that are imported."""
+    yield
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__dict__", {}).get("__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
