@@ -56,7 +56,7 @@ def test_a_script_trains_pendulum_with_a_stub_in_place_of_the_run(tmp_path, scri
     (tmp_path / "training.py").write_text(STUB)
     code = DRIVER.format(script=script.removesuffix(".py"), timesteps=timesteps)
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
     )
     assert result.returncode == 0, result.stderr
     returns = json.loads(result.stdout)
