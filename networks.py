@@ -71,9 +71,7 @@ def network(layout: ObservationLayout, outputs: int, settings: NetworkSettings, 
 
 
 class Linear(nn.Linear):
-    """A linear layer. A single observation uses a matrix-vector product, which torch.compile can fuse with what is
-    around it, as it can its gradient; products of matrices are calls of a library.
-    """
+    """A linear layer; for one observation a matrix-vector product, which torch.compile fuses, as it does its gradient."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         return torch.mv(self.weight, inputs) + self.bias if inputs.ndim == 1 else super().forward(inputs)

@@ -124,7 +124,7 @@ class Config:
     workers: int = 1
     """Trainings at once, of one thread each."""
     only: str = ""
-    """Only experiments whose "script env variant" contains this."""
+    """Only runs that have this in their name: "script env variant", or of another library "algorithm env"."""
     table: bool = False
     """Train nothing: print the tables of what is there, and draw the figure."""
 

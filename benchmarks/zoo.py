@@ -83,17 +83,11 @@ ZOO: dict[str, dict[str, dict[str, Any]]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(returns.Config):
     """Train and score Stable-Baselines3's A2C and PPO, and print their table."""
 
     seeds: int = 5
     """Seeds 0 to seeds - 1."""
-    workers: int = 1
-    """Trainings at once, of one thread each."""
-    only: str = ""
-    """Only runs whose "algorithm env" contains this."""
-    table: bool = False
-    """Train nothing: print the table of what is there."""
     run: tuple[str, ...] = ()
     """Only this algorithm, environment and seed, in this very process (what the benchmark starts)."""
 

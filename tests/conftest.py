@@ -106,9 +106,9 @@ def check_resuming(script: ModuleType, tmp_path: Path, **settings: Any) -> None:
 
 
 @pytest.fixture(autouse=True)
-def forget_modules(tmp_path: Path) -> Iterator[None]:
+def forget_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Forget the modules that a test has written: compiled code is kept by the sources of all that are imported."""
     yield
     for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__dict__", {}).get("__file__", "")).startswith(str(tmp_path)):
+        if str(getattr(module, "__dict__", {}).get("__file__", "")).startswith(str(tmp_path_factory.getbasetemp())):
             del sys.modules[name]
