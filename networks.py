@@ -71,7 +71,7 @@ def network(layout: ObservationLayout, outputs: int, settings: NetworkSettings, 
 
 
 class Linear(nn.Linear):
-    """A linear layer; for one observation a matrix-vector product, which torch.compile fuses, as it does its gradient."""
+    """A linear layer; for one observation a matrix-vector product, which torch.compile fuses, like its gradient."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         return torch.mv(self.weight, inputs) + self.bias if inputs.ndim == 1 else super().forward(inputs)
@@ -178,12 +178,11 @@ class Actor(nn.Module):
 class GaussianActor(Actor):
     """A diagonal Gaussian policy over continuous actions with A entries.
 
-    The standard deviation is one learned parameter per entry, the same in every state and 1 at first. Samples are not
-    passed through tanh, only the mean is, so log-probabilities need no correction for it.
+    The standard deviation is one learned parameter per entry, the same in every state and 1 at first.
 
     Args:
         layout: of the observations.
-        bounded: whether the range of each entry is bounded, (A,). If so, tanh keeps the mean within
+        bounded: whether the range of each entry is bounded, (A,). If so, tanh keeps the mean, not samples, within
             `settings.mean_limit`. Without a limit, the mean can move so far outside the range that every sample is
             clipped to the same action, and exploration stops.
         settings: of the network.
