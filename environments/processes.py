@@ -197,7 +197,8 @@ class ProcessVectorEnv(AsyncVectorEnv):
             yield
         except (EOFError, OSError, multiprocessing.TimeoutError) as error:
             late = isinstance(error, multiprocessing.TimeoutError)
-            wait([process.sentinel for process in self.processes], 0.0 if late else 1.0)  # a pipe breaks before the end
+            # A pipe breaks before its process has ended.
+            wait([process.sentinel for process in self.processes], 0.0 if late else TIMEOUT)
             dead = [i for i, process in enumerate(self.processes) if not process.is_alive()]
             if dead:
                 status = self.processes[dead[0]].exitcode

@@ -217,11 +217,11 @@ def test_an_environment_that_does_not_close_is_ended(closing, tmp_path, monkeypa
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "words"),
-    [(signal.SIGKILL, "worker 1 of .* died, with exit status -9"), (signal.SIGSTOP, "did not answer")],
+    ("number", "timeout", "words"),
+    [(signal.SIGKILL, 60, "worker 1 of .* died, with exit status -9"), (signal.SIGSTOP, 0.5, "did not answer")],
 )
-def test_a_worker_that_dies_or_stops_before_its_state_is_read(number, words, tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "TIMEOUT", 0.5)
+def test_a_worker_that_dies_or_stops_before_its_state_is_read(number, timeout, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "TIMEOUT", timeout)
     monkeypatch.setattr(processes, "CLOSING", 0.5)
     envs = started(tmp_path, monkeypatch)
     os.kill(envs.processes[1].pid, number)
