@@ -51,8 +51,8 @@ CASES = {
     "waits 5 ms": (8, 4_096, [*SLOW.split(), '{"ms": 5}']),
     "waits 1 ms": (8, 12_288, [*SLOW.split(), '{"ms": 1}']),
     "computes for 1 ms": (8, 12_288, [*SLOW.split(), '{"ms": 1, "busy": true}']),
-    "HalfCheetah-v4": (16, 500_000, ["--env", "HalfCheetah-v4"]),
-    "Humanoid-v4": (64, 500_000, ["--env", "Humanoid-v4"]),
+    "HalfCheetah-v4": (16, 200_000, ["--env", "HalfCheetah-v4"]),
+    "Humanoid-v4": (64, 100_000, ["--env", "Humanoid-v4"]),
 }
 """Environments: how many are stepped together, timesteps, and flags."""
 BACKEND_FLAGS = {"sync": "sync", "async": "async", "EnvPool": "envpool", "two ranks": "sync"}
