@@ -9,11 +9,13 @@ Every measurement is a process of its own, on one thread and alone on the machin
 minute of the machine falls on all of them.
 
 throughput: timesteps a second on Pendulum-v0. The same number of environments and of steps a batch, two hidden layers
-of 64, one gradient step a batch where the row does not say otherwise. Logging and checkpoints count, a warm-up not.
+of 64, one gradient step a batch where the row does not say otherwise. Logging and checkpoints count, a warm-up not. The
+JAX loop and rejax step the environments of gymnax inside of the compiled code, and log nothing.
 
-time_to_solve: seconds from starting a process to a solved Pendulum-v0, 100 evaluation episodes of a mean return of -200
-or better. Every learner evaluates its deterministic policy every 10,000 timesteps and stops when that is good enough.
-Imports, compiling and evaluating all count. Stable-Baselines3 has the settings that rl-baselines3-zoo tuned for it.
+time_to_solve: seconds from starting a process until a policy is good enough: 100 evaluation episodes of a mean return
+of -200 or better (Pendulum-v0), or 475 (CartPole-v1). Every learner evaluates its deterministic policy every 10,000
+timesteps. Imports, compiling and evaluating all count. Both scripts have their defaults, for 100,000 timesteps, the
+other libraries the settings that they or their zoo give for the environment.
 
 mujoco_speed: seconds from the start of a process to its end, of 1,000,000 timesteps of HalfCheetah-v4 with 4
 environments, 8 steps a batch, two hidden layers of 64, observations and rewards normalized: the epoch update with one
@@ -63,19 +65,38 @@ LIBRARIES: dict[str, Callable[[int, int, int], float]] = {
     "step update": lambda _1, _2, timesteps: rate("step", "--env", ENV, "--total-timesteps", timesteps),
     "epoch update": epoch_update,
     "epoch update, ten critic steps": partial(epoch_update, critic_updates=10),
+    "JAX loop": partial(peers.jax_loop, ENV),
+    "JAX loop, one critic step": partial(peers.jax_loop, ENV, critic_updates=1),
+    "JAX loop, ten critic steps": partial(peers.jax_loop, ENV),
+    "rejax": partial(peers.rejax, ENV),
     "Stable-Baselines3": partial(peers.stable_baselines3, ENV),
     "Tianshou": partial(peers.tianshou, ENV),
     "TorchRL": partial(peers.torchrl, ENV),
+    "TorchRL, compiled": partial(peers.torchrl, ENV, compiled=True),
     "SyncVectorEnv alone": lambda n, _, t: alone(gym.vector.SyncVectorEnv([lambda: gym.make(ENV)] * n), t),
     "vectorized Pendulum-v0 alone": lambda n, _, t: alone(gym.make_vec(ENV, n, "vector_entry_point"), t),
 }
-PEERS = ["Stable-Baselines3", "Tianshou", "TorchRL"]
+PEERS = ["Stable-Baselines3", "Tianshou", "TorchRL", "TorchRL, compiled"]
 CASES = {
-    "1 x 1": {"step update": 40_000, **dict.fromkeys(PEERS, 1_500), "SyncVectorEnv alone": 50_000},
-    "8 x 8": {"epoch update": 500_000, **dict.fromkeys(PEERS, 20_000), "SyncVectorEnv alone": 100_000},
+    "1 x 1": {
+        "step update": 40_000,
+        "JAX loop": 100_000,
+        **dict.fromkeys(PEERS, 1_500),
+        "SyncVectorEnv alone": 50_000,
+    },
+    "8 x 8": {
+        "epoch update": 500_000,
+        "JAX loop, one critic step": 500_000,
+        "rejax": 500_000,
+        **dict.fromkeys(PEERS, 20_000),
+        "SyncVectorEnv alone": 100_000,
+    },
     "16 x 32": {
         "epoch update": 500_000,
         "epoch update, ten critic steps": 500_000,
+        "JAX loop, one critic step": 1_000_000,
+        "JAX loop, ten critic steps": 500_000,
+        "rejax": 1_000_000,
         **dict.fromkeys(PEERS, 40_000),
         "SyncVectorEnv alone": 200_000,
         "vectorized Pendulum-v0 alone": 400_000,
@@ -91,6 +112,7 @@ def throughput(case: str, library: str) -> None:
     import environments  # noqa: F401 (registers Pendulum-v0, for every library)
 
     torch.set_num_threads(1)
+    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])  # for JAX, which has no setting for it
     num_envs, steps = map(int, case.split(" x "))
     print("result", LIBRARIES[library](num_envs, steps, CASES[case][library]))
 
@@ -117,18 +139,13 @@ def print_throughput() -> None:
     print_table("environments x steps | library | timesteps/s, median | least to most | Stable-Baselines3 = 1", rows)
 
 
-TIME_TO_SOLVE = Measurements("time_to_solve", "learner", "seed", "seconds", "timesteps")
-THRESHOLD, EPISODES, INTERVAL = -200.0, 100, 10_000
+TIME_TO_SOLVE = Measurements("time_to_solve", "env", "learner", "seed", "seconds", "timesteps")
+THRESHOLDS = {"Pendulum-v0": -200.0, "CartPole-v1": 475.0}
+SOLVE_TIMESTEPS = 100_000
+"""Of a whole run of either script, and of the JAX loop."""
 
 
-def solved(score: float, timesteps: int) -> bool:
-    """Say when, if the score is good enough."""
-    if score >= THRESHOLD:
-        print("result", time.time(), timesteps, flush=True)
-    return score >= THRESHOLD
-
-
-def solve(script: str, seed: int) -> None:
+def solve(script: str, task: peers.Solving) -> None:
     """Either script with its defaults."""
     import a2c_algorithm_epoch_update as epoch
     import a2c_algorithm_step_update as step
@@ -138,61 +155,63 @@ def solve(script: str, seed: int) -> None:
 
     def save_and_evaluate(run: Run, **loop: Any) -> None:
         save(run, **loop)
-        score = evaluate(run.policy, run.config.env, EPISODES, seed=1_000 + seed)["mean_return"]
-        if solved(score, run.timestep):
+        score = evaluate(run.policy, task.env_id, task.episodes, seed=1_000 + task.seed)["mean_return"]
+        if task.solved(score, run.timestep):
             os._exit(0)
 
     Run.save = save_and_evaluate  # type: ignore[assignment, method-assign]
     with tempfile.TemporaryDirectory() as folder:
-        settings: dict[str, Any] = {"run_dir": Path(folder) / "run", "img_dir": Path(folder), "seed": seed}
-        settings["checkpoint_interval"] = INTERVAL
+        settings: dict[str, Any] = {"run_dir": Path(folder) / "run", "img_dir": Path(folder), "seed": task.seed}
+        settings |= {"env": task.env_id, "total_timesteps": SOLVE_TIMESTEPS, "checkpoint_interval": task.interval}
         module: Any = {"epoch": epoch, "step": step}[script]
         module.train(module.Config(**settings))
 
 
-def solve_with_a_peer(algorithm: str, seed: int) -> None:
-    """Stable-Baselines3's algorithm of this name."""
-    peers.solve_with_stable_baselines3(algorithm, seed, EPISODES, INTERVAL, solved)
-
-
-LEARNERS: dict[str, Callable[[int], None]] = {
-    "epoch update": partial(solve, "epoch"),  # compiles nothing in so short a time, so it has no cold cache
+LEARNERS: dict[str, Callable[[peers.Solving], None]] = {
+    "epoch update": partial(solve, "epoch"),
+    "epoch update, nothing compiled before": partial(solve, "epoch"),
     "step update": partial(solve, "step"),
-    "step update, cold cache": partial(solve, "step"),
-    "Stable-Baselines3 PPO, tuned": partial(solve_with_a_peer, "PPO"),
-    "Stable-Baselines3 A2C, tuned": partial(solve_with_a_peer, "A2C"),
+    "step update, nothing compiled before": partial(solve, "step"),
+    "JAX loop, epoch update": partial(peers.solve_with_jax_loop, (16, 8), SOLVE_TIMESTEPS),
+    "JAX loop, step update": partial(peers.solve_with_jax_loop, (1, 1), SOLVE_TIMESTEPS),
+    "rejax PPO": peers.solve_with_rejax,
+    "Stable-Baselines3 PPO": partial(peers.solve_with_stable_baselines3, "PPO"),
+    "Stable-Baselines3 A2C": partial(peers.solve_with_stable_baselines3, "A2C"),
 }
 
 
-def time_to_solve(learner: str, seed: str) -> None:
-    """Solve Pendulum-v0 with one learner, in this process."""
-    import torch
+def time_to_solve(env_id: str, learner: str, seed: str) -> None:
+    """Solve an environment with one learner, in this process; print when it is solved."""
 
-    torch.set_num_threads(1)
-    LEARNERS[learner](int(seed))
+    def solved(score: float, timesteps: int) -> bool:
+        if score >= THRESHOLDS[env_id]:
+            print("result", time.time(), timesteps, flush=True)
+        return score >= THRESHOLDS[env_id]
+
+    LEARNERS[learner](peers.Solving(env_id=env_id, seed=int(seed), episodes=100, interval=10_000, solved=solved))
 
 
 def measure_time_to_solve() -> None:
-    for seed, learner in product(range(10), LEARNERS):
-        row = {"learner": learner, "seed": seed}
+    for seed, env_id, learner in product(range(10), THRESHOLDS, LEARNERS):
+        row = {"env": env_id, "learner": learner, "seed": seed}
         if not TIME_TO_SOLVE.rows(**row):
             with tempfile.TemporaryDirectory() as cache:
-                cold = {"TORCHINDUCTOR_CACHE_DIR": cache} if "cold" in learner else {}
+                cold = {"TORCHINDUCTOR_CACHE_DIR": cache} if "nothing compiled" in learner else {}
                 start = time.time()
-                results = child("time_to_solve", learner, seed, **cold)
+                results = child("time_to_solve", env_id, learner, seed, **cold)
             seconds, timesteps = (f"{float(results[0][0]) - start:.2f}", results[0][1]) if results else ("inf", "")
             TIME_TO_SOLVE.add(row | {"seconds": seconds, "timesteps": timesteps})
 
 
 def print_time_to_solve() -> None:
     rows = []
-    for learner in LEARNERS:
-        if runs := TIME_TO_SOLVE.rows(learner=learner):
+    for env_id, learner in product(THRESHOLDS, LEARNERS):
+        if runs := TIME_TO_SOLVE.rows(env=env_id, learner=learner):
             seconds = spread([float(row["seconds"]) for row in runs], ".1f")
             timesteps = [int(row["timesteps"]) for row in runs if row["timesteps"]]
             middle = f"{median(timesteps):,.0f}" if timesteps else "-"
-            rows.append(f"{learner} | {seconds} | {middle} | {len(timesteps)} of {len(runs)}")
-    print_table("learner | seconds, median | least to most | timesteps, median | seeds solved", rows)
+            rows.append(f"{env_id} | {learner} | {seconds} | {middle} | {len(timesteps)} of {len(runs)}")
+    print_table("environment | learner | seconds, median | least to most | timesteps, median | seeds solved", rows)
 
 
 MUJOCO_SPEED = Measurements("mujoco_speed", "case", "round", "seconds")

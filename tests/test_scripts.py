@@ -1,6 +1,7 @@
 """The scripts as processes: what a run leaves behind, that it repeats, and that it learns."""
 
 import csv
+import dataclasses
 import json
 import re
 import sys
@@ -11,7 +12,9 @@ import torch
 from conftest import EPOCH, EVALUATE, STEP
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from benchmarks import resources
+import a2c_algorithm_epoch_update
+import a2c_algorithm_step_update
+from benchmarks import peers, resources
 
 SHORT = {EPOCH: ("--total-timesteps", 4096), STEP: ("--total-timesteps", 1200)}
 PLOT = {EPOCH: "A2C_{}_epoch.png", STEP: "A2C_{}.png"}
@@ -179,3 +182,8 @@ def test_step_update_learns_cartpole(forked, tmp_path):
     assert result.returncode == 0, result.stderr
     score = json.loads(forked(EVALUATE, "run", "--episodes", 50).stdout)
     assert score["mean_return"] > 100
+
+
+def test_the_jax_loop_is_measured_with_the_defaults_of_the_scripts():
+    for name, module in (("step", a2c_algorithm_step_update), ("epoch", a2c_algorithm_epoch_update)):
+        assert peers.JAX_SETTINGS[name].items() <= dataclasses.asdict(module.Config()).items()
