@@ -68,6 +68,6 @@ def test_cartpole_is_trained_where_mujoco_is_not_installed(tmp_path, script):
         f"runpy.run_path({str(PROJECT / script)!r}, run_name='__main__')"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
     )
     assert result.returncode == 0, result.stderr

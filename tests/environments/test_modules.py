@@ -20,7 +20,7 @@ def potential(observations):
 
 def run(tmp_path, *args):
     command = [sys.executable, PROJECT / EPOCH, "--total-timesteps", "512", "--run-dir", "run", *args]
-    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
 
 
 @pytest.mark.slow
@@ -29,7 +29,7 @@ def test_a_module_in_the_current_directory_is_found(tmp_path):
     result = run(tmp_path, "--env", "mine:Mine-v0", "--reward-shaping", "mine:potential")
     assert (result.returncode, result.stderr) == (0, "")
     command = [sys.executable, PROJECT / "evaluate.py", "run", "--episodes", "2"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
     assert result.returncode == 0, result.stderr
 
 

@@ -191,7 +191,8 @@ def test_a_worker_that_fails_ends_the_run_in_a_line(tmp_path, fault, message):
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["time.sleep(100)", "raise ValueError('boom')", ""])
 def test_workers_and_what_their_environments_started_are_ended(fault, tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "TIMEOUT", 0.5)
+    if "sleep" in fault:
+        monkeypatch.setattr(processes, "TIMEOUT", 0.5)
     monkeypatch.setattr(processes, "CLOSING", 0.5)
     envs = started(tmp_path, monkeypatch, fault=fault, beside=True)
     beside = children(envs)
@@ -263,7 +264,7 @@ def test_a_signal_to_all_processes_leaves_none_behind(tmp_path, number):
         os.kill(process.pid, number)
     else:
         os.killpg(process.pid, number)  # as from a terminal or a scheduler
-    err = process.communicate(timeout=60)[1]
+    err = process.communicate(timeout=200)[1]
     assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number), err
     assert (err, (run / "checkpoint.pt").stat().st_mtime_ns > saved) == ("", True) or number == signal.SIGKILL
     for _ in range(100):

@@ -178,7 +178,7 @@ def test_an_interrupted_run_is_saved(tmp_path, script, name, number):
         if log.exists() and len(log.read_text().splitlines()) > 2:
             break
     os.kill(process.pid, number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=200)
     assert process.returncode == 128 + number, err
     assert "--resume run" in out
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
@@ -203,7 +203,7 @@ def test_an_environment_that_hangs_can_be_left(tmp_path, name, number):
     while process.poll() is None and not (tmp_path / "hangs").exists():
         time.sleep(0.05)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=200)
     assert process.returncode == 128 + number, err
     (line,) = err.splitlines()
     assert "at timestep 99: stopped in the middle of an update; the last checkpoint is run/checkpoint.pt" in line

@@ -155,7 +155,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(script_module, 
         "        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
         "Run.save = limited; cli.parse = lambda *args: config; cli.main(script.Config, script.train)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False)
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     assert "cannot be written" in line
@@ -181,7 +181,7 @@ def test_a_run_directory_that_goes_away_stops_the_run(tmp_path, name):
         time.sleep(0.05)
     while (tmp_path / "run").exists():
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=200)
     assert process.returncode == 1
     (line,) = err.splitlines()
     assert re.search(r"at timestep \d+: run\S* cannot be written: No such file or directory; there is no", line), line
@@ -198,7 +198,7 @@ def test_a_disk_that_is_full_from_the_start_is_one_line(finished, tmp_path):
         f"sys.argv = ['script', '--resume', {str(run)!r}, '--total-timesteps', '9999'];"
         "import a2c_algorithm_epoch_update as script; script.main(script.Config, script.train)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False)
     assert result.returncode == 1
     assert len(result.stderr.splitlines()) == 1
     assert "cannot be written" in result.stderr

@@ -113,7 +113,7 @@ def test_ctrl_c_while_scoring_says_that_the_run_is_complete(tmp_path):
     while process.poll() is None and not (tmp_path / "scoring").exists():
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=200)
     expected = "a2c_algorithm_step_update.py: error: scoring was interrupted; the run in run is complete\n"
     assert (process.returncode, err) == (130, expected)
 
