@@ -196,12 +196,12 @@ def torchrl(env_id: str, num_envs: int, steps: int, timesteps: int, compiled: bo
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    update_, advantage_ = (torch.compile(f) if compiled else f for f in (update, advantage))
+    estimate, learn = (torch.compile(function) if compiled else function for function in (advantage, update))
     done, start = 0, time.perf_counter()
     for batch in collector:
         with torch.no_grad():
-            advantage_(batch)
-        update_(batch)
+            estimate(batch)
+        learn(batch)
         if done < warm_up <= done + batch.numel():
             start, first = time.perf_counter(), done + batch.numel()
         done += batch.numel()
