@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-MEAN_SQUARE_HORIZON, BETA = 51_200, 0.999
-"""Of the optimizers of the epoch update and the step update."""
+from benchmarks.peers import BETA, MEAN_SQUARE_HORIZON
+
 Carry = dict[str, Any]
 """The variables of a training loop."""
 
@@ -141,6 +141,9 @@ class Loop:
         settings: of the script's Config, as attributes.
     """
 
+    critic_gain: float
+    """Scale of the critic's last weights."""
+
     def __init__(self, env_id: str, num_envs: int, steps: int, timesteps: int, settings: Any) -> None:
         self.env, self.env_params = gymnax.make(env_id)
         self.num_envs, self.steps, self.timesteps, self.settings = num_envs, steps, timesteps, settings
@@ -156,8 +159,7 @@ class Loop:
     def init(self, seed: int) -> Carry:
         actor_key, critic_key, env_key, key = jax.random.split(jax.random.key(seed), 4)
         actor, self.actor_of = ravel_pytree(self.policy.init(actor_key, self.inputs, self.hidden))
-        last_gain = 1.0 if isinstance(self, StepLoop) else 0.0
-        critic, self.critic_of = ravel_pytree(init_mlp(critic_key, [self.inputs, *self.hidden, 1], last_gain))
+        critic, self.critic_of = ravel_pytree(init_mlp(critic_key, [self.inputs, *self.hidden, 1], self.critic_gain))
         observations, states = self.reset(jax.random.split(env_key, self.num_envs))
         return {
             "updates": jnp.zeros((), int),
@@ -215,6 +217,8 @@ class Loop:
 
 class EpochLoop(Loop):
     """The epoch update."""
+
+    critic_gain = 0.0
 
     def update(self, carry: Carry, progress: Any) -> Carry:
         c, policy = self.settings, self.policy
@@ -282,6 +286,8 @@ class EpochLoop(Loop):
 
 class StepLoop(Loop):
     """The step update."""
+
+    critic_gain = 1.0
 
     def init(self, seed: int) -> Carry:
         carry = super().init(seed)

@@ -32,6 +32,8 @@ JAX_SETTINGS: dict[str, dict[str, Any]] = {
     },
 }
 """The defaults of the scripts, which a process that is timed from its start must not import: PyTorch takes a second."""
+MEAN_SQUARE_HORIZON, BETA = 51_200, 0.999
+"""Of the optimizers of the epoch update and the step update."""
 REJAX: dict[str, dict[str, Any]] = {
     "Pendulum-v0": {
         "timesteps": 150_000,
@@ -216,11 +218,18 @@ def rejax(env_id: str, num_envs: int, steps: int, timesteps: int) -> float:
     sizes = {"num_envs": num_envs, "num_steps": steps, "num_epochs": 1, "num_minibatches": 1}
     ppo = PPO.create(env=GYMNAX[env_id], **sizes)
     updates = timesteps // (num_envs * steps)
-    train = jax.jit(lambda state: jax.lax.fori_loop(0, updates, lambda _, state: ppo.train_iteration(state), state))
+    train = rejax_training(ppo, updates)
     state = jax.block_until_ready(train(ppo.init_state(jax.random.key(0))))
     start = time.perf_counter()
     jax.block_until_ready(train(state))
     return updates * num_envs * steps / (time.perf_counter() - start)
+
+
+def rejax_training(ppo: Any, updates: int) -> Callable[[Any], Any]:
+    """So many updates of a training state, compiled."""
+    import jax
+
+    return jax.jit(lambda state: jax.lax.fori_loop(0, updates, lambda _, state: ppo.train_iteration(state), state))
 
 
 def jax_loop(env_id: str, num_envs: int, steps: int, timesteps: int, **changes: Any) -> float:
@@ -278,7 +287,7 @@ def solve_with_rejax(task: Solving) -> None:
     timesteps, size = settings.pop("timesteps"), settings["num_envs"] * settings["num_steps"]
     ppo = PPO.create(env=GYMNAX[task.env_id], **settings)
     updates = -(-task.interval // size)
-    train = jax.jit(lambda state: jax.lax.fori_loop(0, updates, lambda _, state: ppo.train_iteration(state), state))
+    train = rejax_training(ppo, updates)
 
     def mode(state: Any, observation: Any, key: Any) -> Any:
         if ppo.normalize_observations:

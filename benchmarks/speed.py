@@ -14,8 +14,9 @@ JAX loop and rejax step the environments of gymnax inside of the compiled code, 
 
 time_to_solve: seconds from starting a process until a policy is good enough: 100 evaluation episodes of a mean return
 of -200 or better (Pendulum-v0), or 475 (CartPole-v1). Every learner evaluates its deterministic policy every 10,000
-timesteps. Imports, compiling and evaluating all count. Both scripts have their defaults, for 100,000 timesteps, the
-other libraries the settings that they or their zoo give for the environment.
+timesteps. Imports, compiling and evaluating all count; JAX and rejax may use all cores here. Both
+scripts have their defaults, for 100,000 timesteps, the other libraries the settings that they or their zoo give for
+the environment.
 
 mujoco_speed: seconds from the start of a process to its end, of 1,000,000 timesteps of HalfCheetah-v4 with 4
 environments, 8 steps a batch, two hidden layers of 64, observations and rewards normalized: the epoch update with one

@@ -187,3 +187,5 @@ def test_step_update_learns_cartpole(forked, tmp_path):
 def test_the_jax_loop_is_measured_with_the_defaults_of_the_scripts():
     for name, module in (("step", a2c_algorithm_step_update), ("epoch", a2c_algorithm_epoch_update)):
         assert peers.JAX_SETTINGS[name].items() <= dataclasses.asdict(module.Config()).items()
+    assert a2c_algorithm_epoch_update.MEAN_SQUARE_HORIZON == peers.MEAN_SQUARE_HORIZON
+    assert a2c_algorithm_step_update.TraceOptimizer.beta == peers.BETA
