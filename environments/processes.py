@@ -12,7 +12,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import wait
 from typing import Any
 
 import gymnasium as gym
@@ -196,9 +195,10 @@ class ProcessVectorEnv(AsyncVectorEnv):
         try:
             yield
         except (EOFError, OSError, multiprocessing.TimeoutError) as error:
-            late = isinstance(error, multiprocessing.TimeoutError)
-            # A pipe breaks before its process has ended.
-            wait([process.sentinel for process in self.processes], 0.0 if late else TIMEOUT)
+            # A pipe breaks before its process has ended; so does the sentinel, which is a pipe as well.
+            deadline = time.monotonic() + (0.0 if isinstance(error, multiprocessing.TimeoutError) else TIMEOUT)
+            while all(process.is_alive() for process in self.processes) and time.monotonic() < deadline:
+                time.sleep(0.01)
             dead = [i for i, process in enumerate(self.processes) if not process.is_alive()]
             if dead:
                 status = self.processes[dead[0]].exitcode

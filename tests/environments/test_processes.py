@@ -175,6 +175,8 @@ def test_a_resumed_run_goes_on_where_its_workers_were(tmp_path):
         ("sys.exit(5)", "SystemExit: sys.exit(5) was called"),
         ("os._exit(3)", "died, with exit status 3"),
         ("os.kill(os.getpid(), 9)", "died, with exit status -9"),
+        # As a process that ends: its files are closed a while before it is reported as ended.
+        ("os.closerange(3, 100); time.sleep(1); os._exit(4)", "died, with exit status 4"),
     ],
 )
 def test_a_worker_that_fails_ends_the_run_in_a_line(tmp_path, fault, message):
