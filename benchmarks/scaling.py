@@ -46,15 +46,19 @@ FIGURE = PROJECT / "img" / "scaling.png"
 ENV, TIMESTEPS = "HalfCheetah-v4", 600_000
 RANKS = (1, 2)
 ROUNDS = 3
-SLOW = "--env-fn benchmarks.scaling:Slow --env-kwargs"
+SLOW = "--env-fn benchmarks.scaling:Slow --eval-episodes 1 --target-return 0 --eval-interval"
 CASES = {
-    "waits 5 ms": (8, 4_096, [*SLOW.split(), '{"ms": 5}']),
-    "waits 1 ms": (8, 12_288, [*SLOW.split(), '{"ms": 1}']),
-    "computes for 1 ms": (8, 12_288, [*SLOW.split(), '{"ms": 1, "busy": true}']),
+    "waits 5 ms": (8, 100_000, [*SLOW.split(), "4096", "--env-kwargs", '{"ms": 5}']),
+    "waits 1 ms": (8, 100_000, [*SLOW.split(), "12288", "--env-kwargs", '{"ms": 1}']),
+    "computes for 1 ms": (8, 100_000, [*SLOW.split(), "12288", "--env-kwargs", '{"ms": 1, "busy": true}']),
     "HalfCheetah-v4": (16, 200_000, ["--env", "HalfCheetah-v4"]),
     "Humanoid-v4": (64, 100_000, ["--env", "Humanoid-v4"]),
 }
-"""Environments: how many are stepped together, timesteps, and flags."""
+"""Environments: how many are stepped together, timesteps, and flags.
+
+The slow ones are started for as many timesteps as a training takes, so that they are compiled as a training is, and
+are ended by the first evaluation, of which the return is 0.
+"""
 BACKEND_FLAGS = {"sync": "sync", "async": "async", "EnvPool": "envpool", "two ranks": "sync"}
 """What is compared, and its --vector-backend."""
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
