@@ -89,6 +89,9 @@ SETTINGS = {"defaults": "", "gamma 0.9999": "--gamma 0.9999"}
 """The defaults, and what some environments need beside them."""
 INGREDIENTS = ["Pendulum-v0", "MountainCar-v0", "LunarLander-v3"]
 """The environments that they are measured on."""
+BATCHES = ["batches of 32", "defaults", "batches of 512"]
+BATCH_ENVIRONMENTS = ["Pendulum-v0", "LunarLander-v3", "HalfCheetah-v4", "Ant-v4"]
+"""The environments that the rule for the learning rates, in proportion to the square root of the batch, is tried on."""
 
 
 class Experiment(NamedTuple):
@@ -111,6 +114,13 @@ EXPERIMENTS = [
         for script, variants in VARIANTS.items()
         for env in INGREDIENTS
         for variant in variants
+    ),
+    *(
+        Experiment("epoch", env, ENVIRONMENTS[env].timesteps, variant)
+        for env in BATCH_ENVIRONMENTS
+        if env not in INGREDIENTS
+        for variant in BATCHES
+        if variant != "defaults"
     ),
 ]
 
@@ -165,6 +175,13 @@ def print_tables() -> None:
         print()
         heads = " | ".join(f"{env}: mean | all seeds" for env in INGREDIENTS)
         print_table(f"the {script} update with | flags | {heads}", rows)
+    rows = []
+    for env in BATCH_ENVIRONMENTS:
+        each = [found.get(Experiment("epoch", env, ENVIRONMENTS[env].timesteps, variant)) for variant in BATCHES]
+        cells = ["-" if scores is None else f"{number(mean(scores))} ({listed(scores)})" for scores in each]
+        rows.append(f"{env} | {' | '.join(cells)}")
+    print()
+    print_table("the epoch update, mean (all seeds) | batches of 32 | of 128, the defaults | of 512", rows)
 
 
 def print_summary(heads: str) -> None:
