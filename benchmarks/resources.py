@@ -10,9 +10,10 @@ checkpoint: the share of the training time that checkpoints take at the default 
 row of the CSV is a checkpoint, the time that it took and the time that was trained since the one before. What comes
 before the first, compiling among it, does not count.
 
-cost: what an update of the epoch script costs as batch, number of environments and hidden layers grow. Every
-measurement is a run on Pendulum-v0 with one setting changed, on one thread and not compiled, timed by its own log after
-the first third; settings take turns, so that a slow minute of the machine falls on all of them.
+cost: what a batch of the epoch script costs as batch, number of environments and hidden layers grow. Every
+measurement is a run on Pendulum-v0 with one setting changed, on one thread, timed by its own log after the first third;
+settings take turns, so that a slow minute of the machine falls on all of them. A product of two large matrices is timed
+between them: at its speed, which is the most that a core reaches, the networks' arithmetic would take the least time.
 """
 
 import subprocess
@@ -44,21 +45,25 @@ RUNS: list[tuple[Any, str, int]] = [
     (step, "Pendulum-v0", 240_000),
     (step, "HalfCheetah-v4", 120_000),
 ]
-COST = Measurements("cost", "flag", "value", "round", "milliseconds_per_timestep")
+COST = Measurements("cost", "what", "size", "round", "milliseconds")
+BATCH, STEPS = 128, 8
+"""Timesteps in a batch of the defaults, and of each environment in it."""
+OBSERVATION = 3
+"""Entries of an observation of Pendulum-v0."""
+PRODUCT, ROWS = "matrix product", 2_000
 
 
 class Setting(NamedTuple):
-    """Its values, its label in the figure, and the updates of a run."""
+    """Its values, and its label in the figure."""
 
     values: list[int]
     label: str
-    updates: int
 
 
 SETTINGS = {
-    "sample-size": Setting([128, 512, 2048, 8192], "timesteps in a batch (16 environments)", 40),
-    "num-envs": Setting([4, 16, 64, 256], "environments (batches of 512 timesteps)", 100),
-    "hidden-sizes": Setting([16, 64, 256, 1024], "units in each of two hidden layers", 40),
+    "sample-size": Setting([128, 512, 2048, 8192], "timesteps in a batch (16 environments)"),
+    "num-envs": Setting([4, 16, 64, 256], "environments (8 timesteps of each in a batch)"),
+    "hidden-sizes": Setting([16, 64, 256, 1024], "units in each of two hidden layers"),
 }
 
 
@@ -142,41 +147,73 @@ def print_checkpoint() -> None:
 
 def batch(flag: str, value: int) -> int:
     """Timesteps in a batch."""
-    return value if flag == "sample-size" else 512
+    return {"sample-size": value, "num-envs": STEPS * value, "hidden-sizes": BATCH}[flag]
+
+
+def arithmetic(units: int) -> int:
+    """Floating-point operations for a timestep in the products of weights with inputs, and their gradients.
+
+    The actor acts on an observation, the critic values it and the next one, and each gradient step of either takes a
+    forward pass and the gradients of the weights and of the inputs, which the first layer does not need.
+    """
+    first, others = OBSERVATION * units, units * units + units
+    gradient_steps = 1 + epoch.Config.critic_updates
+    return 2 * ((3 + 2 * gradient_steps) * first + (3 + 3 * gradient_steps) * others)
+
+
+def matrix_product() -> float:
+    """Milliseconds for the product of two matrices of ROWS rows and columns, the least of ten."""
+    torch.set_num_threads(1)
+    a, b, times = torch.randn(ROWS, ROWS), torch.randn(ROWS, ROWS), []
+    for _ in range(10):
+        start = time.perf_counter()
+        a @ b
+        times.append(1000 * (time.perf_counter() - start))
+    return min(times)
 
 
 def measure_cost() -> None:
     for r in range(3):
+        row = {"what": PRODUCT, "size": ROWS, "round": r}
+        if not COST.rows(**row):
+            COST.add(row | {"milliseconds": f"{matrix_product():.6g}"})
         for flag, setting in SETTINGS.items():
             for value in setting.values:
-                row = {"flag": flag, "value": value, "round": r}
+                row = {"what": flag, "size": value, "round": r}
                 if not COST.rows(**row):
-                    values = [value] * (2 if flag == "hidden-sizes" else 1)
-                    timesteps = setting.updates * batch(flag, value)
-                    speed = rate("epoch", f"--{flag}", *values, "--no-compile", "--total-timesteps", timesteps)
-                    COST.add(row | {"milliseconds_per_timestep": f"{1000 / speed:.6f}"})
+                    sizes = [value, value] if flag == "hidden-sizes" else [value]
+                    flags = ["--sample-size", batch(flag, value), "--total-timesteps", epoch.COMPILE_FROM, "--quiet"]
+                    speed = rate("epoch", *flags, f"--{flag}", *sizes)  # of a flag given twice, the last one counts
+                    COST.add(row | {"milliseconds": f"{1000 * batch(flag, value) / speed:.6g}"})
 
 
 def draw_cost() -> None:
-    """Medians, and a line of what linear growth from the first one would be, as img/cost.png."""
+    """Medians, what linear growth from the first one would be, and the least for the arithmetic, as img/cost.png."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
-    for axes, (flag, (values, label, _)) in zip(figure.subplots(1, 3), SETTINGS.items(), strict=True):
-        costs = []
-        for value in values:
-            measured = [cost * batch(flag, value) for cost in COST.by_round(flag=flag, value=value).values()]
-            axes.scatter([value] * len(measured), measured, s=8, color="0.6")
-            costs.append(median(measured))
+    if not COST.rows():
+        return
+    peak = 2 * ROWS**3 / median(COST.by_round(what=PRODUCT, size=ROWS).values())  # operations in a millisecond
+    print(f"{PRODUCT}: {peak / 1e6:.0f} GFLOP/s")
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    for axes, (flag, (values, label)) in zip(figure.subplots(1, 3), SETTINGS.items(), strict=True):
+        measured = [list(COST.by_round(what=flag, size=value).values()) for value in values]
+        costs = [median(times) for times in measured]
+        units = values if flag == "hidden-sizes" else [epoch.Config.hidden_sizes[0]] * len(values)
+        least = [arithmetic(u) * batch(flag, v) / peak for u, v in zip(units, values, strict=True)]
+        for value, times in zip(values, measured, strict=True):
+            axes.scatter([value] * len(times), times, s=8, color="0.6")
         axes.plot(values, costs, marker="o", color="#0072B2", label="measured, median")
-        axes.plot(values, [costs[0] * v / values[0] for v in values], ls="--", color="#D55E00", label="linear")
+        axes.plot(values, [costs[0] * v / values[0] for v in values], ls="--", color="#D55E00", label="linear growth")
+        axes.plot(values, least, ls=":", color="black", label="arithmetic alone")
         axes.set(xscale="log", yscale="log", xlabel=label, xticks=values, xticklabels=map(str, values))
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-        print(f"{flag}: " + ", ".join(f"{v}: {c:.1f} ms" for v, c in zip(values, costs, strict=True)))
+        cells = zip(values, costs, least, strict=True)
+        print(f"{flag}: " + ", ".join(f"{v}: {c:.2f} ms ({f / c:.0%})" for v, c, f in cells))
         if flag == "sample-size":
             axes.set_ylabel("milliseconds for a batch")
-            axes.legend()
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.suptitle("Epoch update on Pendulum-v0: collecting a batch and learning from it, one thread")
     (PROJECT / "img").mkdir(exist_ok=True)
     figure.savefig(PROJECT / "img" / "cost.png", dpi=100)
