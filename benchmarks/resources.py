@@ -46,8 +46,9 @@ RUNS: list[tuple[Any, str, int]] = [
     (step, "HalfCheetah-v4", 120_000),
 ]
 COST = Measurements("cost", "what", "size", "round", "milliseconds")
-BATCH, STEPS = 128, 8
-"""Timesteps in a batch of the defaults, and of each environment in it."""
+BATCH = epoch.Config.sample_size
+STEPS = BATCH // epoch.Config.num_envs
+"""Timesteps of each environment in a batch."""
 OBSERVATION = 3
 """Entries of an observation of Pendulum-v0."""
 PRODUCT, ROWS = "matrix product", 2_000
