@@ -126,16 +126,25 @@ class ConvolutionalEncoder(nn.Module):
         features = []
         for image, pixels, encoder in zip(layout.images, parts, self.encoders, strict=True):
             pixels = pixels.unflatten(-1, image.shape)  # (..., frames, *shape)
-            if not image.channels_first:
-                pixels = pixels.movedim(-1, -3)
-            pixels = pixels.flatten(-4, -3).to(torch.get_default_dtype()) / image.high
+            if image.channels_first:
+                pixels = pixels.movedim(-3, -1)
+            pixels = pixels.movedim(-4, -2).flatten(-2).to(torch.get_default_dtype()) / image.high
             outputs = encoder(pixels.reshape(-1, *pixels.shape[-3:]))  # convolutions take one batch dimension
             features.append(outputs.reshape(*observations.shape[:-1], outputs.shape[-1]))
         return torch.cat([*features, others.to(features[0].dtype)], dim=-1)
 
 
+class Convolution(nn.Conv2d):
+    """A convolution of images (B, height, width, channels), the order in memory in which it is fastest on CPUs."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        weight = self.weight.contiguous(memory_format=torch.channels_last)
+        outputs = nn.functional.conv2d(images.movedim(-1, -3), weight, self.bias, self.stride)
+        return outputs.movedim(-3, -1)
+
+
 def convolutions(image: Image, frames: int, settings: NetworkSettings) -> nn.Sequential:
-    """The convolutional layers for an image, or several frames of it: (B, channels, height, width) to (B, features)."""
+    """The convolutional layers for an image, or several frames of it: (B, height, width, channels) to (B, features)."""
     channels, height, width = image.shape if image.channels_first else (image.shape[2], *image.shape[:2])
     channels, filters = channels * frames, 16
     layers: list[nn.Module] = []
@@ -143,8 +152,8 @@ def convolutions(image: Image, frames: int, settings: NetworkSettings) -> nn.Seq
         side = min(height, width)
         kernel, stride = (8, 4) if side >= LARGE_IMAGE else (4, 2) if side >= SMALL_IMAGE else (3, 1)
         height, width = ((length - kernel) // stride + 1 for length in (height, width))
-        norm = [nn.LayerNorm((filters, height, width), elementwise_affine=False)] if settings.layer_norm else []
-        layers += [layer_init(nn.Conv2d(channels, filters, kernel, stride), 2**0.5), *norm, nn.LeakyReLU()]
+        norm = [nn.LayerNorm((height, width, filters), elementwise_affine=False)] if settings.layer_norm else []
+        layers += [layer_init(Convolution(channels, filters, kernel, stride), 2**0.5), *norm, nn.LeakyReLU()]
         channels, filters = filters, 2 * filters
     return nn.Sequential(*layers, nn.Flatten())
 

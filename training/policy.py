@@ -123,9 +123,10 @@ def load_policy(directory: str | Path, env_fn: EnvFn | None = None, best: bool =
             with closing(environments.make_env(config.env, env_fn, config.env_kwargs, config.frame_stack)) as env:
                 action_map, observation_map = environments.make_maps(env)
         layout = observation_map.layout
-        for what, first_format, is_there in (("action_mask", 8, layout.mask_size), ("convolutions", 10, layout.images)):
+        for what, first_format, is_there in (("action masks", 8, layout.mask_size), ("images", 12, layout.images)):
             if is_there and state["format"] < first_format:
-                raise UsageError(f"{directory} was trained by a version without {what}; use the commit in config.json")
+                why = f"was trained with other networks for {what}; use the commit in its config.json"
+                raise UsageError(f"{directory} {why}")
         actor = make_actor(layout, action_map.nvec, action_map.bounded, config)
         actor.load_state_dict(state["actor"])
         normalizer = ObservationNormalizer(layout.size, unchanged=layout.unchanged)

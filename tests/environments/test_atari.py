@@ -5,9 +5,33 @@ import numpy as np
 import pytest
 
 import a2c_algorithm_epoch_update as epoch
-from environments import UsageError, load_shaping, make_env, make_maps, make_vector_env, reset_all
+import a2c_algorithm_step_update as step
+from environments import UsageError, make_env, make_maps, make_vector_env, reset_all
 
 PONG = "ALE/Pong-v5"
+SCORES = "ALE/Scores-v5"
+
+
+class Scores(gym.Env):
+    """No game of ale-py, but named like one; `points` is what a right action scores, or a wrong one costs."""
+
+    observation_space, action_space = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Discrete(2)
+
+    def __init__(self, points, obs_type):
+        self.points = points
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self.seen(), {}
+
+    def seen(self):
+        self.observation = self.np_random.uniform(-1, 1, 2).astype(np.float32)
+        return self.observation
+
+    def step(self, action):
+        right, self.t = action == (self.observation[0] > 0), self.t + 1
+        return self.seen(), self.points if right else -self.points, self.t == 10, False, {}
 
 
 @pytest.fixture
@@ -56,11 +80,28 @@ def test_other_observations_are_those_of_the_game(ale):
     assert make_env(PONG, None, {"obs_type": "ram"}).observation_space.shape == (128,)
 
 
-def test_agents_learn_from_the_signs_of_scores():
-    shaping = load_shaping(None, PONG, 0.99)
-    rewards = np.array([[200.0, -30.0, 0.0]])
-    assert shaping(rewards, rewards, rewards, rewards).tolist() == [[1.0, -1.0, 0.0]]
-    assert load_shaping(None, "Pendulum-v0", 0.99) is None
+@pytest.mark.parametrize("script", [epoch, step], ids=["epoch", "step"])
+def test_training_learns_from_signs_and_reports_scores(script, monkeypatch, tmp_path):
+    monkeypatch.setitem(gym.registry, SCORES, gym.envs.registration.EnvSpec(SCORES, Scores))
+    runs = []
+    for points in (1, 300):
+        config = script.Config(
+            env=SCORES,
+            env_kwargs={"points": points, "obs_type": "ram"},
+            total_timesteps=256,
+            reward_norm=False,
+            run_dir=tmp_path / str(points),
+            img_dir=tmp_path,
+            quiet=True,
+        )
+        actor = script.train(config).policy.actor
+        returns = np.loadtxt(tmp_path / str(points) / "episodes.csv", delimiter=",", skiprows=1, usecols=1)
+        runs.append((actor.state_dict(), returns))
+    (weights, returns), (same_weights, larger_returns) = runs
+    for name, weight in weights.items():
+        np.testing.assert_array_equal(weight, same_weights[name])
+    np.testing.assert_array_equal(returns * 300, larger_returns)
+    assert np.abs(returns).max() > 1
 
 
 def test_what_is_missing_is_named(monkeypatch):
