@@ -1,4 +1,4 @@
-"""Train and score both scripts on many environments, ten seeds each, beside what others have published.
+"""Train and score both scripts on many environments, beside what others have published.
 
     python -m benchmarks.returns                   # all of it; what results/returns.csv already has is not done again
     python -m benchmarks.returns --only Hopper     # one environment
@@ -37,6 +37,9 @@ class Environment(NamedTuple):
     timesteps: int
     a2c: str
     ppo: str
+    step_timesteps: int | None = None
+    """Of the step update, which takes long with images; None: as many."""
+    seeds: int = 10
 
 
 ENVIRONMENTS = {
@@ -57,6 +60,14 @@ ENVIRONMENTS = {
     "InvertedPendulum-v4": Environment(1_000_000, "1000 (Tianshou)", "1000 (Tianshou)"),
     "InvertedDoublePendulum-v4": Environment(1_000_000, "9358 (XuanCe)", "9359 (XuanCe)"),
     "Swimmer-v4": Environment(1_000_000, "201 (Zoo)", "282 (Zoo)"),
+    # Of MinAtar's own A2C, the mean of training; gymnax's games have only the actions that do something.
+    "MinAtar/Asterix-v0": Environment(5_000_000, "19 (MinAtar)", "15 (gymnax, 10M)", 1_000_000, 3),
+    "MinAtar/Breakout-v0": Environment(5_000_000, "17.5 (MinAtar)", "28 (gymnax, 10M)", 5_000_000, 3),
+    "MinAtar/Freeway-v0": Environment(5_000_000, "47.5 (MinAtar)", "58 (gymnax, 10M)", 1_000_000, 3),
+    "MinAtar/Seaquest-v0": Environment(5_000_000, "15.5 (MinAtar)", "", 1_000_000, 3),
+    "MinAtar/SpaceInvaders-v0": Environment(5_000_000, "185 (MinAtar)", "131 (gymnax, 10M)", 5_000_000, 3),
+    "ALE/Pong-v5": Environment(3_000_000, "17.3 (Zoo, 10M)", "", 0, 1),
+    "CarRacing-v3": Environment(500_000, "", "", 0, 1),
 }
 VARIANTS = {
     "epoch": {
@@ -106,8 +117,15 @@ class Experiment(NamedTuple):
         return {**SETTINGS, **VARIANTS[self.script]}[self.variant]
 
 
+def defaults(script: str, env: str) -> Experiment:
+    """A script with its defaults."""
+    environment = ENVIRONMENTS[env]
+    own = environment.step_timesteps if script == "step" else None
+    return Experiment(script, env, environment.timesteps if own is None else own)
+
+
 EXPERIMENTS = [
-    *(Experiment(script, env, e.timesteps) for env, e in ENVIRONMENTS.items() for script in VARIANTS),
+    *(experiment for env in ENVIRONMENTS for script in VARIANTS if (experiment := defaults(script, env)).timesteps),
     *(Experiment(script, "Swimmer-v4", 1_000_000, "gamma 0.9999") for script in VARIANTS),
     *(
         Experiment(script, env, ENVIRONMENTS[env].timesteps, variant)
@@ -130,7 +148,7 @@ class Config:
     """Train and score both scripts, print the tables of returns, and draw the learning curves."""
 
     seeds: int = 10
-    """Seeds 0 to seeds - 1."""
+    """Seeds 0 to seeds - 1, fewer with images."""
     workers: int = 1
     """Trainings at once, of one thread each."""
     only: str = ""
@@ -160,7 +178,7 @@ def print_tables() -> None:
     for e in EXPERIMENTS:
         if e in found and e.variant in SETTINGS:
             name = f"{e.env}, {e.timesteps:,}" + ("" if e.variant == "defaults" else f", {e.variant}")
-            others = f"{ENVIRONMENTS[e.env].a2c} | {ENVIRONMENTS[e.env].ppo}"
+            others = f"{ENVIRONMENTS[e.env].a2c or '-'} | {ENVIRONMENTS[e.env].ppo or '-'}"
             rows.append(f"{name} | {e.script} | {interval(found[e])} | {listed(found[e])} | {others}")
     print_table("environment, timesteps | update | mean (95 % interval) | all seeds | others: A2C | others: PPO", rows)
     print(f"\n![Training return against timesteps, both scripts, all seeds](../img/{FIGURE.name})")
@@ -187,11 +205,11 @@ def print_tables() -> None:
 def print_summary(heads: str) -> None:
     """The table of the READMEs: mean and worst seed of both scripts' defaults, beside what others publish."""
     found, rows = all_scores(), []
-    for env, (timesteps, a2c, ppo) in ENVIRONMENTS.items():
-        both = [found.get(Experiment(script, env, timesteps)) for script in ("step", "epoch")]
-        if any(scores is not None for scores in both):
-            cells = ["-" if scores is None else summary(scores) for scores in both]
-            rows.append(" | ".join([f"{env}, {timesteps:,}", *cells, a2c, ppo]))
+    for env, (timesteps, a2c, ppo, *_) in ENVIRONMENTS.items():
+        both = [defaults(script, env) for script in ("step", "epoch")]
+        if any(experiment in found for experiment in both):
+            cells = [summary(found[e]) + fewer(e) if e in found else "-" for e in both]
+            rows.append(" | ".join([f"{env}, {timesteps:,}", *cells, a2c or "-", ppo or "-"]))
     print_table(heads, rows)
 
 
@@ -199,6 +217,12 @@ def summary(scores: np.ndarray) -> str:
     """Mean, and in brackets the worst seed and, if they are not ten yet, the number of seeds."""
     seeds = "" if len(scores) == 10 else f"; n={len(scores)}"
     return f"{number(mean(scores))} ({number(scores[0])}{seeds})"
+
+
+def fewer(experiment: Experiment) -> str:
+    """After how many timesteps, if these are not those of the row."""
+    same = experiment.timesteps == ENVIRONMENTS[experiment.env].timesteps
+    return "" if same else f" after {experiment.timesteps:,}"
 
 
 def number(score: float) -> str:
@@ -237,7 +261,7 @@ def draw() -> None:
     for axes, env in zip(figure.subplots(rows, 3, squeeze=False).flat, measured, strict=False):
         timesteps = ENVIRONMENTS[env].timesteps
         for script, color, dashes in (("epoch", "#D55E00", "-"), ("step", "#0072B2", "--")):
-            chosen = [c for (e, _), c in curves.items() if e == Experiment(script, env, timesteps)]
+            chosen = [c for (e, _), c in curves.items() if e == defaults(script, env)]
             for curve in chosen:
                 axes.plot(*zip(*curve, strict=True), color=color, alpha=0.3, linewidth=0.8)
             if chosen:
@@ -261,7 +285,9 @@ def main(config: Config) -> None:
         Task(e.script, e.env, e.timesteps, e.flags, seed): e
         for seed in range(config.seeds)
         for e in EXPERIMENTS
-        if config.only in f"{e.script} {e.env} {e.variant}" and (e, seed) not in there
+        if seed < ENVIRONMENTS[e.env].seeds
+        and config.only in f"{e.script} {e.env} {e.variant}"
+        and (e, seed) not in there
     }
 
     def keep(task: Task, score: dict[str, Any]) -> None:
