@@ -21,9 +21,9 @@ from torch.distributions import Independent
 
 import environments
 from environments import ActionMap, EnvFn, Shaping, observation_tensor, to_tensor
-from networks import Critic, FlatNetwork, ObservationLayout, make_actor, repeat_noise
+from networks import Critic, FlatNetwork, ObservationLayout, make_actor
 from training import ALONE, Callback, Policy, Ranks, Run, RunSettings, compile_methods, main, prepared, seed_all
-from utils import ObservationNormalizer, RewardNormalizer, explained_variance, gae
+from utils import ObservationNormalizer, RewardNormalizer, explained_variance, gae, repeat_noise
 
 
 @dataclass(frozen=True, kw_only=True)

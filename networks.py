@@ -139,8 +139,8 @@ class Convolution(nn.Conv2d):
 
     def forward(self, images: Tensor) -> Tensor:
         weight = self.weight.contiguous(memory_format=torch.channels_last)
-        outputs = nn.functional.conv2d(images.movedim(-1, -3), weight, self.bias, self.stride)
-        return outputs.movedim(-3, -1)
+        settings = (self.stride, self.padding, self.dilation, self.groups)
+        return nn.functional.conv2d(images.movedim(-1, -3), weight, self.bias, *settings).movedim(-3, -1)
 
 
 def convolutions(image: Image, frames: int, settings: NetworkSettings) -> nn.Sequential:
@@ -282,26 +282,6 @@ def make_actor(
         settings: of the network.
     """
     return CategoricalActor(layout, nvec, settings) if nvec else GaussianActor(layout, bounded, settings)
-
-
-def repeat_noise(noise: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
-    """Repeat, with some probability, the sampling noise of the previous step, so that consecutive actions agree.
-
-    The effects of independent random actions tend to cancel; correlated ones explore further (temporally correlated
-    noise: Hollenstein et al. 2024, arXiv 2312.11091). Each step's noise has the same distribution as before. But a
-    state depends on the noise that led to it, so given the state, a repeated action does not follow the policy
-    exactly: the batch is off-policy while the probability is above 0.
-
-    Args:
-        noise: of T steps in N environments, (T, N, ...).
-        probability: of repeating the noise of the previous step, in [0, 1]; the first step always has its own.
-        generator: for the choice; None for PyTorch's global one.
-    """
-    steps, num_envs = noise.shape[:2]
-    repeated = torch.rand(steps, num_envs, device=noise.device, generator=generator) < probability
-    # For each step, the last one with noise of its own.
-    source_steps = torch.arange(steps, device=noise.device)[:, None].where(~repeated, 0).cummax(0).values
-    return noise[source_steps, torch.arange(num_envs, device=noise.device)]
 
 
 class Critic(nn.Module):

@@ -1,4 +1,4 @@
-"""Generalized advantage estimation, running normalization and plots."""
+"""Generalized advantage estimation, sampling noise, running normalization and plots."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,6 +64,29 @@ def explained_variance(values: Tensor, returns: Tensor) -> Tensor:
     """
     variance = returns.var(correction=0)
     return torch.where(variance == 0, torch.nan, 1 - (returns - values).var(correction=0) / variance)
+
+
+# --- Exploration -----------------------------------------------------------------------------------------------------
+
+
+def repeat_noise(noise: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
+    """Repeat, with some probability, the sampling noise of the previous step, so that consecutive actions agree.
+
+    The effects of independent random actions tend to cancel; correlated ones explore further (temporally correlated
+    noise: Hollenstein et al. 2024, arXiv 2312.11091). Each step's noise has the same distribution as before. But a
+    state depends on the noise that led to it, so given the state, a repeated action does not follow the policy
+    exactly: the batch is off-policy while the probability is above 0.
+
+    Args:
+        noise: of T steps in N environments, (T, N, ...).
+        probability: of repeating the noise of the previous step, in [0, 1]; the first step always has its own.
+        generator: for the choice; None for PyTorch's global one.
+    """
+    steps, num_envs = noise.shape[:2]
+    repeated = torch.rand(steps, num_envs, device=noise.device, generator=generator) < probability
+    # For each step, the last one with noise of its own.
+    source_steps = torch.arange(steps, device=noise.device)[:, None].where(~repeated, 0).cummax(0).values
+    return noise[source_steps, torch.arange(num_envs, device=noise.device)]
 
 
 # --- Running normalization -------------------------------------------------------------------------------------------

@@ -60,7 +60,8 @@ ENVIRONMENTS = {
     "InvertedPendulum-v4": Environment(1_000_000, "1000 (Tianshou)", "1000 (Tianshou)"),
     "InvertedDoublePendulum-v4": Environment(1_000_000, "9358 (XuanCe)", "9359 (XuanCe)"),
     "Swimmer-v4": Environment(1_000_000, "201 (Zoo)", "282 (Zoo)"),
-    # Of MinAtar's own A2C, the mean of training; gymnax's games have only the actions that do something.
+    # MinAtar: its authors' A2C (arXiv 1903.03176), the mean return of training. gymnax's games have only the actions
+    # that do something.
     "MinAtar/Asterix-v0": Environment(5_000_000, "19 (MinAtar)", "15 (gymnax, 10M)", 1_000_000, 3),
     "MinAtar/Breakout-v0": Environment(5_000_000, "17.5 (MinAtar)", "28 (gymnax, 10M)", 5_000_000, 3),
     "MinAtar/Freeway-v0": Environment(5_000_000, "47.5 (MinAtar)", "58 (gymnax, 10M)", 1_000_000, 3),

@@ -14,9 +14,9 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 import a2c_algorithm_epoch_update as epoch
 import environments
 from environments import ActionMap
-from networks import CategoricalActor, Critic, GaussianActor, NetworkSettings, ObservationLayout, repeat_noise
+from networks import CategoricalActor, Critic, GaussianActor, NetworkSettings, ObservationLayout
 from training import Run
-from utils import RewardNormalizer, gae
+from utils import RewardNormalizer, gae, repeat_noise
 
 CONTINUOUS, DISCRETE = spaces.Box(-1, 1, (2,)), spaces.MultiDiscrete([2, 4])
 

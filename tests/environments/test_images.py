@@ -158,6 +158,16 @@ def test_what_convolutions_see_is_the_image_in_its_order(frames):
     torch.testing.assert_close(features, torch.cat([*expected, torch.from_numpy(np.concatenate(numbers))]))
 
 
+@pytest.mark.parametrize("frames", [1, 3])
+def test_channels_may_come_first_or_last(frames):
+    env = make_env("mine", lambda: Fixed(spaces.Box(0, 255, (3, 12, 16), np.uint8)), frame_stack=frames)
+    last_env = make_env("mine", lambda: Fixed(BYTES), frame_stack=frames)
+    first, last = (Critic(make_maps(e)[1].layout, NetworkSettings(), last_gain=1.0) for e in (env, last_env))
+    last.load_state_dict(first.state_dict())
+    images = torch.randint(0, 256, (5, frames, 3, 12, 16), dtype=torch.uint8)
+    torch.testing.assert_close(first(images.flatten(1)), last(images.movedim(2, -1).flatten(1)))
+
+
 def test_a_mask_comes_after_images_and_numbers():
     space = spaces.Dict(action_mask=spaces.MultiBinary(2), a=spaces.Box(-1, 1, (1,)), image=GRID)
     env = make_env("mine", lambda: Fixed(space))
