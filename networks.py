@@ -139,8 +139,9 @@ class Convolution(nn.Conv2d):
 
     def forward(self, images: Tensor) -> Tensor:
         weight = self.weight.contiguous(memory_format=torch.channels_last)
-        settings = (self.stride, self.padding, self.dilation, self.groups)
-        return nn.functional.conv2d(images.movedim(-1, -3), weight, self.bias, *settings).movedim(-3, -1)
+        images = images.movedim(-1, -3)
+        outputs = nn.functional.conv2d(images, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return outputs.movedim(-3, -1)
 
 
 def convolutions(image: Image, frames: int, settings: NetworkSettings) -> nn.Sequential:
