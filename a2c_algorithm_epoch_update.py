@@ -23,7 +23,7 @@ import environments
 from environments import ActionMap, EnvFn, Shaping, observation_tensor, to_tensor
 from networks import Critic, FlatNetwork, ObservationLayout, make_actor
 from training import ALONE, Callback, Policy, Ranks, Run, RunSettings, compile_methods, main, prepared, seed_all
-from utils import ObservationNormalizer, RewardNormalizer, explained_variance, gae, repeat_noise
+from utils import ObservationNormalizer, RewardNormalizer, explained_variance, gae, kl_divergence, repeat_noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,9 @@ class Config(RunSettings):
     """Learning rate of the critic, times the square root of sample_size, annealed in the same way."""
     critic_updates: int = 10
     """Gradient steps of the critic per batch; the actor takes one. Raise it if explained_variance stays low."""
+    max_kl: float = 0.01
+    """Most that an update may change the policy: the mean KL divergence over the states of its batch. Larger steps of
+    the actor are shortened. Lower it if returns collapse."""
     ent_coef: float = 0.0
     """Coefficient of the entropy bonus in the actor's loss. Raise it if the policy stops exploring too early."""
     repeat_noise: float = 0.9
@@ -67,16 +70,12 @@ class Config(RunSettings):
     def validate(self) -> None:
         """Raise a `UsageError` for the first invalid setting."""
         super().validate()
-        for name in ("num_envs", "sample_size", "critic_updates", "actor_lr", "critic_lr"):
+        for name in ("num_envs", "sample_size", "critic_updates", "actor_lr", "critic_lr", "max_kl"):
             self.check(name, getattr(self, name) > 0, "must be greater than 0")
         for name in ("gamma", "gae_lambda", "repeat_noise"):
             self.check(name, 0 <= getattr(self, name) <= 1, "must be between 0 and 1")
         self.check("ent_coef", self.ent_coef >= 0, "must not be negative")
-        self.check(
-            "sample_size",
-            self.sample_size > 1,
-            "must be at least 2: advantages are centered by the median of their batch",
-        )
+        self.check("sample_size", self.sample_size > 1, "must be at least 2: advantages are centered by their median")
         divides = self.sample_size % self.num_envs == 0
         self.check("sample_size", divides, f"must be a multiple of --num-envs {self.num_envs}")
 
@@ -228,7 +227,7 @@ class A2C:
         return actions, self.action_map(actions)
 
     def update(self, batch: Batch, lr_scale: float) -> dict[str, float]:
-        """Learn from a batch: one gradient step of the actor, `critic_updates` of the critic.
+        """Learn from a batch: one gradient step of the actor, `critic_updates` of the critic; returns metrics by name.
 
         The policy gradient holds only for the policy that collected the batch, so the actor takes one step. The
         critic's targets are fixed numbers, which it regresses on, so it can take several.
@@ -236,9 +235,6 @@ class A2C:
         Args:
             batch: collected with the current policy.
             lr_scale: factor of both learning rates, in (0, 1].
-
-        Returns:
-            Metrics by name.
         """
         scale = to_tensor(lr_scale, self.config.device)  # a number would be compiled anew for every value
         states, returns, actor_metrics = self.update_actor(batch, scale)
@@ -248,10 +244,9 @@ class A2C:
         return dict(zip(metrics, values, strict=True))
 
     def update_actor(self, batch: Batch, lr_scale: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Compute advantages and critic targets, and take one gradient step on `policy_loss`.
+        """Compute advantages and critic targets, and take one gradient step on `policy_loss`, of limited effect.
 
-        Returns:
-            The states (T, N, D), the critic's targets (T, N), and metrics by name, () each.
+        Returns the states (T, N, D), the critic's targets (T, N), and metrics by name, () each.
         """
         config = self.config
         with torch.no_grad():  # advantages and targets are constants: no gradient flows through them
@@ -273,7 +268,13 @@ class A2C:
         pi = self.actor(states)
         loss, entropy = policy_loss(pi, batch.actions, advantages, config.ent_coef)
         (gradient,) = torch.autograd.grad(loss, self.actor.theta)
+        theta = self.actor.theta.detach().clone()
         grad_norm = self.actor_optimizer.step(self.ranks.all_reduce_mean(gradient), lr_scale)
+        with torch.no_grad():
+            # How far a step of one learning rate moves the policy depends on the environment, on the number of inputs
+            # and of action entries, and grows as the policy becomes certain. The divergence is quadratic in the step.
+            kl = self.ranks.all_reduce_mean(kl_divergence(pi, self.actor(states)).mean())
+            self.actor.theta.lerp_(theta, 1 - (config.max_kl / kl).sqrt().clamp(max=1.0))
         if config.obs_norm:
             self.obs_normalizer.update(batch.observations.flatten(0, 1))
         metrics = {"policy_loss": loss.detach(), "entropy": entropy.detach(), "actor_grad_norm": grad_norm}
@@ -288,18 +289,16 @@ class A2C:
 
 
 def policy_loss(pi: Independent, actions: Tensor, advantages: Tensor, ent_coef: float) -> tuple[Tensor, Tensor]:
-    """-mean(log pi(a|s) * A) - ent_coef * entropy: descending it follows the policy gradient and raises the entropy.
+    """The loss -mean(log pi(a|s) * A) - ent_coef * entropy, and the mean entropy, both ().
 
-    log pi(a|s) is computed from the stored states and actions, with its graph. Log-probabilities stored while
-    collecting, where no graph is recorded, would be constants, and the advantages would not change the policy.
+    Descending the loss follows the policy gradient and raises the entropy. log pi(a|s) is computed from the stored
+    states and actions, with its graph. Log-probabilities stored while collecting, where no graph is recorded, would be
+    constants, and the advantages would not change the policy.
 
     Args:
         pi: the actor's distribution pi(.|s) in the states of the batch, batch shape (...), event shape (A,).
         actions: (..., A), as sampled, before `ActionMap` scales and clips them.
         advantages: (...), constants.
-
-    Returns:
-        The loss and the mean entropy, both ().
     """
     entropy = pi.entropy().mean()
     return -(pi.log_prob(actions) * advantages).mean() - ent_coef * entropy, entropy

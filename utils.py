@@ -1,4 +1,4 @@
-"""Generalized advantage estimation, sampling noise, running normalization and plots."""
+"""Generalized advantage estimation, sampling noise, divergence of policies, running normalization and plots."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributions import Categorical, Independent
 
 # --- Generalized advantage estimation --------------------------------------------------------------------------------
 
@@ -66,7 +67,7 @@ def explained_variance(values: Tensor, returns: Tensor) -> Tensor:
     return torch.where(variance == 0, torch.nan, 1 - (returns - values).var(correction=0) / variance)
 
 
-# --- Exploration -----------------------------------------------------------------------------------------------------
+# --- Policies --------------------------------------------------------------------------------------------------------
 
 
 def repeat_noise(noise: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
@@ -87,6 +88,20 @@ def repeat_noise(noise: Tensor, probability: float, generator: torch.Generator |
     # For each step, the last one with noise of its own.
     source_steps = torch.arange(steps, device=noise.device)[:, None].where(~repeated, 0).cummax(0).values
     return noise[source_steps, torch.arange(num_envs, device=noise.device)]
+
+
+def kl_divergence(old: Independent, new: Independent) -> Tensor:
+    """KL(old || new) of two distributions of the same actor, (...), at least 0 and finite.
+
+    That of torch.distributions is infinite where a new probability is too small for its data type and the old one is
+    not; the logits are finite.
+    """
+    if isinstance(old.base_dist, Categorical):
+        p, logits, new_logits = old.base_dist.probs, old.base_dist.logits, new.base_dist.logits
+        divergence = torch.where(p > 0, p * (logits - new_logits), 0.0).sum((-1, -2))
+    else:
+        divergence = torch.distributions.kl_divergence(old, new)
+    return divergence.clamp(min=0.0)
 
 
 # --- Running normalization -------------------------------------------------------------------------------------------

@@ -162,9 +162,12 @@ class EpochLoop(Loop):
         def critic_step(critic: Parameters, _: None) -> tuple[Parameters, None]:
             return descend(lambda theta: jnp.square(value(theta, states) - targets).mean(), critic, c.critic_lr), None
 
+        new_actor = descend(policy_loss, actor, c.actor_lr)
+        kl = policy.kl_divergence(params, self.actor_of(new_actor.theta), states).mean()
+        fraction = jnp.minimum(1, jnp.sqrt(c.max_kl / kl))
         return carry | {
             "key": key,
-            "actor": descend(policy_loss, actor, c.actor_lr),
+            "actor": new_actor._replace(theta=actor.theta + fraction * (new_actor.theta - actor.theta)),
             "critic": jax.lax.scan(critic_step, critic, None, c.critic_updates)[0],
             "env_states": now[0],
             "observations": now[1],

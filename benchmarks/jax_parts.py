@@ -109,6 +109,15 @@ class Policy:
         normalized = (actions - jnp.tanh(outputs)) / jnp.exp(params[1])
         return (-0.5 * jnp.square(normalized) - params[1] - 0.5 * jnp.log(2 * jnp.pi)).sum(-1)
 
+    def kl_divergence(self, old: Any, new: Any, states: Any) -> Any:
+        outputs, new_outputs = mlp(old[0], states), mlp(new[0], states)
+        if self.discrete:
+            log_p, new_log_p = jax.nn.log_softmax(outputs), jax.nn.log_softmax(new_outputs)
+            return jnp.maximum(0, (jnp.exp(log_p) * (log_p - new_log_p)).sum(-1))
+        ratio = jnp.exp(2 * (old[1] - new[1]))
+        shift = jnp.square((jnp.tanh(outputs) - jnp.tanh(new_outputs)) / jnp.exp(new[1]))
+        return jnp.maximum(0, 0.5 * (ratio + shift - 1 - jnp.log(ratio)).sum(-1))
+
     def mode(self, params: Any, states: Any) -> Any:
         outputs = mlp(params[0], states)
         return outputs.argmax(-1) if self.discrete else jnp.tanh(outputs)

@@ -28,6 +28,7 @@ JAX_SETTINGS: dict[str, dict[str, Any]] = {
         "actor_lr": 3e-4,
         "critic_lr": 5e-5,
         "critic_updates": 10,
+        "max_kl": 0.01,
         "repeat_noise": 0.9,
     },
 }

@@ -76,6 +76,7 @@ VARIANTS = {
         "no GAE": "--gae-lambda 0",
         "one gradient step of the critic": "--critic-updates 1",
         "independent noise": "--repeat-noise 0",
+        "steps of any length": "--max-kl 1000",
         "entropy bonus": "--ent-coef 0.01",
         "no observation normalization": "--no-obs-norm",
         "no reward scaling": "--no-reward-norm",

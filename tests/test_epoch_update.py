@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from torch.distributions import kl_divergence
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import a2c_algorithm_epoch_update as epoch
@@ -135,15 +136,16 @@ def test_a_batch_is_normalized_by_the_statistics_that_the_policy_acted_by(tmp_pa
 
 @pytest.mark.parametrize("lr_scale", [1.0, 0.3])
 def test_an_update_is_one_step_of_torchs_optimizer_for_the_actor_and_several_for_the_critic(tmp_path, lr_scale):
-    """Against torch's own optimizer, layer by layer, on a copy of both networks, and a limit of its steps."""
+    """Against torch's own optimizer, layer by layer, on a copy of both networks, and the limits of its steps."""
     paths = {"run_dir": tmp_path / "run", "img_dir": tmp_path}
-    envs, learner = learner_for("CartPole-v1", critic_updates=3, ent_coef=0.01, **paths)
+    envs, learner = learner_for("CartPole-v1", critic_updates=3, ent_coef=0.01, max_kl=1e-4 * lr_scale, **paths)
     copies = [copy.deepcopy(network.network) for network in (learner.actor, learner.critic)]
     rates = [rate * 32**0.5 * lr_scale for rate in (learner.config.actor_lr, learner.config.critic_lr)]
     betas = (0.0, 1 - learner.config.sample_size / 51_200)
     optimizers = [torch.optim.Adam(c.parameters(), lr, betas) for c, lr in zip(copies, rates, strict=True)]
     actor, critic = copies
     lengths: list[float] = []
+    divergences: list[float] = []
     reward_normalizer = RewardNormalizer(4, 0.995)
     with Run(learner.config, learner.parts, envs) as run:
         observations = environments.reset_all(envs, 0)
@@ -174,12 +176,18 @@ def test_an_update_is_one_step_of_torchs_optimizer_for_the_actor_and_several_for
                     lengths.append((step.norm() / len(step) ** 0.5 / rate).item())
                     step /= max(1.0, lengths[-1])
                     vector_to_parameters(before + step, network.parameters())
+                    if network is actor:
+                        with torch.no_grad():
+                            divergences.append(kl_divergence(policy, actor(states)).mean().item())
+                        fraction = min(1.0, (learner.config.max_kl / divergences[-1]) ** 0.5)
+                        vector_to_parameters(before + fraction * step, network.parameters())
             metrics = learner.update(batch, lr_scale)
             np.testing.assert_allclose((metrics["actor_grad_norm"], metrics["critic_grad_norm"]), norms[:2], rtol=1e-3)
     for mine, reference in zip((learner.actor, learner.critic), copies, strict=True):
         for a, b in zip(mine.network.parameters(), reference.parameters(), strict=True):
             torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
     assert min(lengths) < 0.99 < 1.01 < max(lengths)  # some were clipped
+    assert min(divergences) < learner.config.max_kl < max(divergences)  # some were shortened
 
 
 def test_a_batch_gives_one_actor_step_and_is_gone_afterwards(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ import torch
 from environments import UsageError, first_line
 from training.files import BEST, CHECKPOINT, CONFIG, write_atomically
 
-FORMAT = 12
+FORMAT = 13
 """Version of what a checkpoint holds; increase it with every change."""
 PREVIOUS = "checkpoint_previous.pt"
 DIGEST_SIZE = hashlib.sha256().digest_size
