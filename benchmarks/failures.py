@@ -21,7 +21,7 @@ FIGURE = PROJECT / "img" / "failures.png"
 RUNS = {
     "It learns": "--env Pendulum-v0 --total-timesteps 100000",
     "The critic does not learn": "--env Pendulum-v0 --total-timesteps 100000 --critic-lr 1e-7",
-    "The actor's steps are too large": "--env CartPole-v1 --total-timesteps 60000 --actor-lr 0.02",
+    "The actor's steps are too large": "--env CartPole-v1 --total-timesteps 60000 --actor-lr 0.02 --max-kl 1000",
     "No reward is found": "--env MountainCar-v0 --total-timesteps 100000 --no-obs-norm",
 }
 
