@@ -91,17 +91,19 @@ def repeat_noise(noise: Tensor, probability: float, generator: torch.Generator |
 
 
 def kl_divergence(old: Independent, new: Independent) -> Tensor:
-    """KL(old || new) of two distributions of the same actor, (...), at least 0 and finite.
+    """KL(old || new) of two categorical or two normal distributions, (...), at least 0 and finite.
 
     That of torch.distributions is infinite where a new probability is too small for its data type and the old one is
-    not; the logits are finite.
+    not (the logits are finite), and torch.compile cannot trace it.
     """
-    if isinstance(old.base_dist, Categorical):
-        p, logits, new_logits = old.base_dist.probs, old.base_dist.logits, new.base_dist.logits
-        divergence = torch.where(p > 0, p * (logits - new_logits), 0.0).sum((-1, -2))
+    p, q = old.base_dist, new.base_dist
+    if isinstance(p, Categorical):
+        divergences = torch.where(p.probs > 0, p.probs * (p.logits - q.logits), 0.0).sum(-1)
     else:
-        divergence = torch.distributions.kl_divergence(old, new)
-    return divergence.clamp(min=0.0)
+        variance_ratio = (p.stddev / q.stddev).square()
+        distance = ((p.mean - q.mean) / q.stddev).square()
+        divergences = 0.5 * (variance_ratio + distance - 1 - variance_ratio.log())
+    return divergences.sum(-1).clamp(min=0.0)
 
 
 # --- Running normalization -------------------------------------------------------------------------------------------

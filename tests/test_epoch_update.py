@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from torch.distributions import kl_divergence
+from torch import distributions
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import a2c_algorithm_epoch_update as epoch
@@ -17,7 +17,7 @@ import environments
 from environments import ActionMap
 from networks import CategoricalActor, Critic, GaussianActor, NetworkSettings, ObservationLayout
 from training import Run
-from utils import RewardNormalizer, gae, repeat_noise
+from utils import RewardNormalizer, gae, kl_divergence, repeat_noise
 
 CONTINUOUS, DISCRETE = spaces.Box(-1, 1, (2,)), spaces.MultiDiscrete([2, 4])
 
@@ -178,7 +178,7 @@ def test_an_update_is_one_step_of_torchs_optimizer_for_the_actor_and_several_for
                     vector_to_parameters(before + step, network.parameters())
                     if network is actor:
                         with torch.no_grad():
-                            divergences.append(kl_divergence(policy, actor(states)).mean().item())
+                            divergences.append(distributions.kl_divergence(policy, actor(states)).mean().item())
                         fraction = min(1.0, (learner.config.max_kl / divergences[-1]) ** 0.5)
                         vector_to_parameters(before + fraction * step, network.parameters())
             metrics = learner.update(batch, lr_scale)
@@ -250,6 +250,31 @@ def test_repeated_noise_is_drawn_as_before_and_repeats_as_often_as_asked(probabi
     assert torch.equal(repeated[1:][~repeats], noise[1:][~repeats])
     if probability < 1:
         torch.testing.assert_close(repeated.std(), torch.tensor(1.0), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("masked", [0, 6])
+def test_the_divergence_of_policies_is_that_of_torch(masked):
+    torch.manual_seed(0)
+    layout = ObservationLayout(8, mask_size=masked)
+    states = torch.cat([torch.randn(5, 8 - masked), torch.tensor([[1, 0, 0, 1, 1, 1.0]] * 5)[:, :masked]], dim=-1)
+    actors = [CategoricalActor(layout, (2, 4), NetworkSettings()) for _ in range(2)]
+    if not masked:
+        actors += [GaussianActor(layout, (True, False), NetworkSettings()) for _ in range(2)]
+        actors[3].log_std.data += 0.5
+    for old, new in zip(actors[::2], actors[1::2], strict=True):
+        new.load_state_dict({name: value + 0.3 * torch.randn_like(value) for name, value in new.state_dict().items()})
+        expected = distributions.kl_divergence(old(states), new(states))
+        torch.testing.assert_close(kl_divergence(old(states), new(states)), expected, atol=1e-5, rtol=1e-4)
+        assert expected.min() > 0.001
+
+
+def test_the_divergence_is_finite_where_an_action_becomes_impossible():
+    old, new = (
+        distributions.Independent(distributions.Categorical(logits=torch.tensor([[0.0, logit]])), 1)
+        for logit in (-80.0, -120.0)
+    )
+    assert distributions.kl_divergence(old, new).isinf()
+    assert kl_divergence(old, new).item() == pytest.approx(40 * np.exp(-80), rel=1e-3)
 
 
 def test_noise_is_repeated_less_and_less(tmp_path, monkeypatch):
