@@ -46,13 +46,15 @@ class Config(RunSettings):
     Lower it if returns collapse."""
     critic_lr: float = 5e-5
     """Learning rate of the critic, times the square root of sample_size, annealed in the same way."""
-    critic_updates: int = 10
-    """Gradient steps of the critic per batch; the actor takes one. Raise it if explained_variance stays low."""
+    critic_updates: int | None = None
+    """Gradient steps of the critic per batch; the actor takes one. None: 10, with images 1. Raise it if
+    explained_variance stays low."""
     max_kl: float = 0.01
     """Most that an update may change the policy: the mean KL divergence over the states of its batch. Larger steps of
     the actor are shortened. Lower it if returns collapse."""
-    ent_coef: float = 0.0
-    """Coefficient of the entropy bonus in the actor's loss. Raise it if the policy stops exploring too early."""
+    ent_coef: float | None = None
+    """Coefficient of the entropy bonus in the actor's loss. None: 0, with images 0.01. Raise it if the policy stops
+    exploring too early."""
     repeat_noise: float = 0.9
     """Probability of reusing the previous step's sampling noise, since exploring often takes many similar actions in a
     row; for actions of A entries, its A-th power. It is annealed quadratically to 0. 0 samples all actions
@@ -71,17 +73,18 @@ class Config(RunSettings):
         """Raise a `UsageError` for the first invalid setting."""
         super().validate()
         for name in ("num_envs", "sample_size", "critic_updates", "actor_lr", "critic_lr", "max_kl"):
-            self.check(name, getattr(self, name) > 0, "must be greater than 0")
+            value = getattr(self, name)
+            self.check(name, value is None or value > 0, "must be greater than 0")
         for name in ("gamma", "gae_lambda", "repeat_noise"):
             self.check(name, 0 <= getattr(self, name) <= 1, "must be between 0 and 1")
-        self.check("ent_coef", self.ent_coef >= 0, "must not be negative")
+        self.check("ent_coef", self.ent_coef is None or self.ent_coef >= 0, "must not be negative")
         self.check("sample_size", self.sample_size > 1, "must be at least 2: advantages are centered by their median")
         divides = self.sample_size % self.num_envs == 0
         self.check("sample_size", divides, f"must be a multiple of --num-envs {self.num_envs}")
 
 
 MEAN_SQUARE_HORIZON = 51_200
-"""Timesteps over which RMSprop averages squared gradients of the actor, for smaller batches; of the critic, a tenth."""
+"""Timesteps over which RMSprop averages squared gradients, for smaller batches and one gradient step a batch."""
 COMPILE_FROM = 100_000
 """Timesteps of the shortest run that is compiled: half a minute at first; later runs load the code in 2 s."""
 
@@ -194,8 +197,10 @@ class A2C:
     """
 
     def __init__(self, config: Config, layout: ObservationLayout, action_map: ActionMap, ranks: Ranks = ALONE) -> None:
-        self.config = config
-        self.ranks = ranks
+        self.config, self.ranks = config, ranks
+        # With images, the critic's steps cost more than they gain, and the policy stops exploring early.
+        self.critic_updates = config.critic_updates or (1 if layout.images else 10)
+        self.ent_coef = (0.01 if layout.images else 0.0) if config.ent_coef is None else config.ent_coef
         self.action_map = action_map.to(config.device)
         actor = make_actor(layout, action_map.nvec, action_map.bounded, config)
         # The critic starts at V(s) = 0: optimistic where rewards are negative, which encourages exploration.
@@ -230,15 +235,12 @@ class A2C:
         """Learn from a batch: one gradient step of the actor, `critic_updates` of the critic; returns metrics by name.
 
         The policy gradient holds only for the policy that collected the batch, so the actor takes one step. The
-        critic's targets are fixed numbers, which it regresses on, so it can take several.
-
-        Args:
-            batch: collected with the current policy.
-            lr_scale: factor of both learning rates, in (0, 1].
+        critic's targets are fixed numbers, which it regresses on, so it can take several. `lr_scale`, in (0, 1], is a
+        factor of both learning rates.
         """
         scale = to_tensor(lr_scale, self.config.device)  # a number would be compiled anew for every value
         states, returns, actor_metrics = self.update_actor(batch, scale)
-        critic_metrics = [self.update_critic(states, returns, scale) for _ in range(self.config.critic_updates)]
+        critic_metrics = [self.update_critic(states, returns, scale) for _ in range(self.critic_updates)]
         metrics = actor_metrics | critic_metrics[0]  # the loss before the critic has fitted this batch
         values = self.ranks.all_reduce_mean(torch.stack(list(metrics.values()))).tolist()
         return dict(zip(metrics, values, strict=True))
@@ -266,7 +268,7 @@ class A2C:
             # Advantages are not divided by their standard deviation: where it is small, that would amplify noise.
             advantages = advantages - self.ranks.all_gather(advantages.flatten()).median()
         pi = self.actor(states)
-        loss, entropy = policy_loss(pi, batch.actions, advantages, config.ent_coef)
+        loss, entropy = policy_loss(pi, batch.actions, advantages, self.ent_coef)
         (gradient,) = torch.autograd.grad(loss, self.actor.theta)
         theta = self.actor.theta.detach().clone()
         grad_norm = self.actor_optimizer.step(self.ranks.all_reduce_mean(gradient), lr_scale)

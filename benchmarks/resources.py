@@ -51,6 +51,8 @@ STEPS = BATCH // epoch.Config.num_envs
 """Timesteps of each environment in a batch."""
 OBSERVATION = 3
 """Entries of an observation of Pendulum-v0."""
+CRITIC_UPDATES = 10
+"""Gradient steps of the critic per batch, the default without images."""
 PRODUCT, ROWS = "matrix product", 2_000
 
 
@@ -154,12 +156,13 @@ def batch(flag: str, value: int) -> int:
 def arithmetic(units: int) -> int:
     """Floating-point operations for a timestep in the products of weights with inputs, and their gradients.
 
-    The actor acts on an observation, the critic values it and the next one, and each gradient step of either takes a
-    forward pass and the gradients of the weights and of the inputs, which the first layer does not need.
+    The actor acts on an observation, and sees it once more after its step; the critic values it and the next one. Each
+    gradient step of either takes a forward pass and the gradients of the weights and of the inputs, which the first
+    layer does not need.
     """
     first, others = OBSERVATION * units, units * units + units
-    gradient_steps = 1 + epoch.Config.critic_updates
-    return 2 * ((3 + 2 * gradient_steps) * first + (3 + 3 * gradient_steps) * others)
+    gradient_steps = 1 + CRITIC_UPDATES
+    return 2 * ((4 + 2 * gradient_steps) * first + (4 + 3 * gradient_steps) * others)
 
 
 def matrix_product() -> float:

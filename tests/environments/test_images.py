@@ -231,6 +231,18 @@ def test_an_image_of_another_kind_than_declared_is_named(image, why):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("given", "with_images", "without"),
+    [({}, (1, 0.01), (10, 0.0)), ({"critic_updates": 3, "ent_coef": 0.0}, (3, 0.0), (3, 0.0))],
+)
+def test_with_images_the_epoch_update_has_other_defaults_which_flags_change(given, with_images, without):
+    config = epoch.Config(env="any", num_envs=2, sample_size=8, compile=False, **given)
+    for env, expected in ((Shows(), with_images), (gym.make("CartPole-v1"), without)):
+        action_map, observation_map = make_maps(env)
+        learner = epoch.A2C(config, observation_map.layout, action_map)
+        assert (learner.critic_updates, learner.ent_coef) == expected
+
+
 def test_both_updates_learn_from_images(tmp_path):
     settings = {"env": "mine", "env_kwargs": {"kind": "mixed"}, "img_dir": tmp_path, "quiet": True, "compile": False}
     for script, timesteps in ((epoch, 4_096), (step, 1_500)):
