@@ -105,6 +105,11 @@ INGREDIENTS = ["Pendulum-v0", "MountainCar-v0", "LunarLander-v3"]
 BATCHES = ["batches of 32", "defaults", "batches of 512"]
 BATCH_ENVIRONMENTS = ["Pendulum-v0", "LunarLander-v3", "HalfCheetah-v4", "Ant-v4"]
 """The environments that the rule for the learning rates, in proportion to the square root of the batch, is tried on."""
+BOUND = ["defaults", "steps of any length"]
+BOUND_ENVIRONMENTS = [env for env, environment in ENVIRONMENTS.items() if environment.seeds == 10]
+"""The environments that the bound on the change of the policy is tried on."""
+FEW_SEEDS = 3
+"""Of parts on other environments than INGREDIENTS."""
 
 
 class Experiment(NamedTuple):
@@ -137,9 +142,10 @@ EXPERIMENTS = [
     ),
     *(
         Experiment("epoch", env, ENVIRONMENTS[env].timesteps, variant)
-        for env in BATCH_ENVIRONMENTS
+        for environments, variants in ((BATCH_ENVIRONMENTS, BATCHES), (BOUND_ENVIRONMENTS, BOUND))
+        for env in environments
         if env not in INGREDIENTS
-        for variant in BATCHES
+        for variant in variants
         if variant != "defaults"
     ),
 ]
@@ -150,13 +156,19 @@ class Config:
     """Train and score both scripts, print the tables of returns, and draw the learning curves."""
 
     seeds: int = 10
-    """Seeds 0 to seeds - 1, fewer with images."""
+    """Seeds 0 to seeds - 1; fewer with images, and of parts on most environments."""
     workers: int = 1
     """Trainings at once, of one thread each."""
     only: str = ""
     """Only runs that have this in their name: "script env variant", or of another library "algorithm env"."""
     table: bool = False
     """Train nothing: print the tables of what is there, and draw the figure."""
+
+
+def seeds(experiment: Experiment) -> int:
+    """Of how many seeds its results are published: 0 and following."""
+    few = experiment.variant not in SETTINGS and experiment.env not in INGREDIENTS
+    return FEW_SEEDS if few else ENVIRONMENTS[experiment.env].seeds
 
 
 def key(row: Mapping[str, str]) -> tuple[Experiment, int]:
@@ -195,13 +207,17 @@ def print_tables() -> None:
         print()
         heads = " | ".join(f"{env}: mean | all seeds" for env in INGREDIENTS)
         print_table(f"the {script} update with | flags | {heads}", rows)
-    rows = []
-    for env in BATCH_ENVIRONMENTS:
-        each = [found.get(Experiment("epoch", env, ENVIRONMENTS[env].timesteps, variant)) for variant in BATCHES]
-        cells = ["-" if scores is None else f"{number(mean(scores))} ({listed(scores)})" for scores in each]
-        rows.append(f"{env} | {' | '.join(cells)}")
-    print()
-    print_table("the epoch update, mean (all seeds) | batches of 32 | of 128, the defaults | of 512", rows)
+    for environments, compared, heads in (
+        (BATCH_ENVIRONMENTS, BATCHES, "batches of 32 | of 128, the defaults | of 512"),
+        (BOUND_ENVIRONMENTS, BOUND, "the defaults | steps of any length (`--max-kl 1000`)"),
+    ):
+        rows = []
+        for env in environments:
+            each = [found.get(Experiment("epoch", env, ENVIRONMENTS[env].timesteps, variant)) for variant in compared]
+            cells = ["-" if scores is None else f"{number(mean(scores))} ({listed(scores)})" for scores in each]
+            rows.append(f"{env} | {' | '.join(cells)}")
+        print()
+        print_table(f"the epoch update, mean (all seeds) | {heads}", rows)
 
 
 def print_summary(heads: str) -> None:
@@ -287,9 +303,7 @@ def main(config: Config) -> None:
         Task(e.script, e.env, e.timesteps, e.flags, seed): e
         for seed in range(config.seeds)
         for e in EXPERIMENTS
-        if seed < ENVIRONMENTS[e.env].seeds
-        and config.only in f"{e.script} {e.env} {e.variant}"
-        and (e, seed) not in there
+        if seed < seeds(e) and config.only in f"{e.script} {e.env} {e.variant}" and (e, seed) not in there
     }
 
     def keep(task: Task, score: dict[str, Any]) -> None:
