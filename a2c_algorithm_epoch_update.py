@@ -50,8 +50,8 @@ class Config(RunSettings):
     """Gradient steps of the critic per batch; the actor takes one. None: 10, with images 1. Raise it if
     explained_variance stays low."""
     max_kl: float = 0.01
-    """Most that an update may change the policy: the mean KL divergence over the states of its batch. Larger steps of
-    the actor are shortened. Lower it if returns collapse."""
+    """About the most that an update changes the policy: the mean KL divergence over the states of its batch. Larger
+    steps of the actor are shortened. Lower it if returns collapse."""
     ent_coef: float | None = None
     """Coefficient of the entropy bonus in the actor's loss. None: 0, with images 0.01. Raise it if the policy stops
     exploring too early."""
@@ -77,14 +77,14 @@ class Config(RunSettings):
             self.check(name, value is None or value > 0, "must be greater than 0")
         for name in ("gamma", "gae_lambda", "repeat_noise"):
             self.check(name, 0 <= getattr(self, name) <= 1, "must be between 0 and 1")
-        self.check("ent_coef", self.ent_coef is None or self.ent_coef >= 0, "must not be negative")
+        self.check("ent_coef", 0 <= (self.ent_coef or 0) < float("inf"), "must be finite and not negative")
         self.check("sample_size", self.sample_size > 1, "must be at least 2: advantages are centered by their median")
         divides = self.sample_size % self.num_envs == 0
         self.check("sample_size", divides, f"must be a multiple of --num-envs {self.num_envs}")
 
 
 MEAN_SQUARE_HORIZON = 51_200
-"""Timesteps over which RMSprop averages squared gradients, for smaller batches and one gradient step a batch."""
+"""Timesteps over which RMSprop averages squared gradients; a k-th of them with k gradient steps a batch."""
 COMPILE_FROM = 100_000
 """Timesteps of the shortest run that is compiled: half a minute at first; later runs load the code in 2 s."""
 
@@ -198,7 +198,7 @@ class A2C:
 
     def __init__(self, config: Config, layout: ObservationLayout, action_map: ActionMap, ranks: Ranks = ALONE) -> None:
         self.config, self.ranks = config, ranks
-        # With images, the critic's steps cost more than they gain, and the policy stops exploring early.
+        # With images, more steps of the critic cost more than they gain; without a bonus, exploration stops early.
         self.critic_updates = config.critic_updates or (1 if layout.images else 10)
         self.ent_coef = (0.01 if layout.images else 0.0) if config.ent_coef is None else config.ent_coef
         self.action_map = action_map.to(config.device)
@@ -246,7 +246,7 @@ class A2C:
         return dict(zip(metrics, values, strict=True))
 
     def update_actor(self, batch: Batch, lr_scale: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Compute advantages and critic targets, and take one gradient step on `policy_loss`, of limited effect.
+        """Compute advantages and critic targets, and take one gradient step on `policy_loss`, shortened to `max_kl`.
 
         Returns the states (T, N, D), the critic's targets (T, N), and metrics by name, () each.
         """
@@ -273,9 +273,9 @@ class A2C:
         theta = self.actor.theta.detach().clone()
         grad_norm = self.actor_optimizer.step(self.ranks.all_reduce_mean(gradient), lr_scale)
         with torch.no_grad():
-            # How far a step of one learning rate moves the policy depends on the environment, on the number of inputs
-            # and of action entries, and grows as the policy becomes certain. The divergence is quadratic in the step.
-            kl = self.ranks.all_reduce_mean(kl_divergence(pi, self.actor(states)).mean())
+            # How far a step moves the policy differs between environments and in the course of a run. The divergence is
+            # about quadratic in the step (Schulman et al. 2015, arXiv 1502.05477, appendix C). NaN undoes the step.
+            kl = self.ranks.all_reduce_mean(kl_divergence(pi, self.actor(states)).mean()).nan_to_num(nan=torch.inf)
             self.actor.theta.lerp_(theta, 1 - (config.max_kl / kl).sqrt().clamp(max=1.0))
         if config.obs_norm:
             self.obs_normalizer.update(batch.observations.flatten(0, 1))

@@ -63,7 +63,7 @@ class Config(RunSettings):
             self.check(name, getattr(self, name) > 0, "must be greater than 0")
         for name in ("gamma", "trace_lambda", "repeat_noise"):
             self.check(name, 0 <= getattr(self, name) <= 1, "must be between 0 and 1")
-        self.check("ent_coef", self.ent_coef >= 0, "must not be negative")
+        self.check("ent_coef", 0 <= self.ent_coef < float("inf"), "must be finite and not negative")
         if self.textbook:
             for name, value in TEXTBOOK.items():
                 fits = getattr(self, name) in (value, getattr(Config, name))

@@ -91,10 +91,10 @@ def repeat_noise(noise: Tensor, probability: float, generator: torch.Generator |
 
 
 def kl_divergence(old: Independent, new: Independent) -> Tensor:
-    """KL(old || new) of two categorical or two normal distributions, (...), at least 0 and finite.
+    """KL(old || new) of two categorical or two normal distributions, (...), at least 0.
 
-    That of torch.distributions is infinite where a new probability is too small for its data type and the old one is
-    not (the logits are finite), and torch.compile cannot trace it.
+    For categorical ones, that of torch.distributions is infinite where a new probability underflows to 0, though its
+    logit is finite; for normal ones, torch.compile cannot trace it.
     """
     p, q = old.base_dist, new.base_dist
     if isinstance(p, Categorical):

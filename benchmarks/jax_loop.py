@@ -2,8 +2,9 @@
 
 Measured by `benchmarks.speed`: what a user gains who gives up Gymnasium's environments, logs, metrics, checkpoints and
 errors in a line (the manner of PureJaxRL: Lu et al. 2022, arXiv 2210.05639). Networks, losses, optimizers, traces, GAE,
-truncation, annealing and repeated noise are those of the scripts and their defaults; running statistics are in single
-precision here. Shapes: T steps, N environments, D entries of an observation, A of an action, P parameters.
+truncation, annealing, repeated noise and the bound on the actor's steps are those of the scripts and their defaults;
+running statistics are in single precision here. Shapes: T steps, N environments, D entries of an observation, A of an
+action, P parameters.
 """
 
 from functools import partial

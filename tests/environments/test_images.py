@@ -230,7 +230,6 @@ def test_an_image_of_another_kind_than_declared_is_named(image, why):
         env.reset(seed=0)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "with_images", "without"),
     [({}, (1, 0.01), (10, 0.0)), ({"critic_updates": 3, "ent_coef": 0.0}, (3, 0.0), (3, 0.0))],
@@ -243,6 +242,7 @@ def test_with_images_the_epoch_update_has_other_defaults_which_flags_change(give
         assert (learner.critic_updates, learner.ent_coef) == expected
 
 
+@pytest.mark.slow
 def test_both_updates_learn_from_images(tmp_path):
     settings = {"env": "mine", "env_kwargs": {"kind": "mixed"}, "img_dir": tmp_path, "quiet": True, "compile": False}
     for script, timesteps in ((epoch, 4_096), (step, 1_500)):
