@@ -221,12 +221,14 @@ def print_tables() -> None:
 
 
 def print_summary(heads: str) -> None:
-    """The table of the READMEs: mean and worst seed of both scripts' defaults, beside what others publish."""
+    """The table of the READMEs: mean and worst seed of both scripts, beside what others publish; without images."""
     found, rows = all_scores(), []
-    for env, (timesteps, a2c, ppo, *_) in ENVIRONMENTS.items():
+    for env, (timesteps, a2c, ppo, _, seeds) in ENVIRONMENTS.items():
+        if seeds < 10:
+            continue
         both = [defaults(script, env) for script in ("step", "epoch")]
         if any(experiment in found for experiment in both):
-            cells = [summary(found[e]) + fewer(e) if e in found else "-" for e in both]
+            cells = [summary(found[e]) if e in found else "-" for e in both]
             rows.append(" | ".join([f"{env}, {timesteps:,}", *cells, a2c or "-", ppo or "-"]))
     print_table(heads, rows)
 
@@ -235,12 +237,6 @@ def summary(scores: np.ndarray) -> str:
     """Mean, and in brackets the worst seed and, if they are not ten yet, the number of seeds."""
     seeds = "" if len(scores) == 10 else f"; n={len(scores)}"
     return f"{number(mean(scores))} ({number(scores[0])}{seeds})"
-
-
-def fewer(experiment: Experiment) -> str:
-    """After how many timesteps, if these are not those of the row."""
-    same = experiment.timesteps == ENVIRONMENTS[experiment.env].timesteps
-    return "" if same else f" after {experiment.timesteps:,}"
 
 
 def number(score: float) -> str:
