@@ -223,8 +223,8 @@ def print_tables() -> None:
 def print_summary(heads: str) -> None:
     """The table of the READMEs: mean and worst seed of both scripts, beside what others publish; without images."""
     found, rows = all_scores(), []
-    for env, (timesteps, a2c, ppo, _, seeds) in ENVIRONMENTS.items():
-        if seeds < 10:
+    for env, (timesteps, a2c, ppo, _, planned) in ENVIRONMENTS.items():
+        if planned < 10:
             continue
         both = [defaults(script, env) for script in ("step", "epoch")]
         if any(experiment in found for experiment in both):
