@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import a2c_algorithm_epoch_update
 import a2c_algorithm_step_update
 from benchmarks import peers, resources
+from environments import make_env, make_maps
 
 SHORT = {EPOCH: ("--total-timesteps", 4096), STEP: ("--total-timesteps", 1200)}
 PLOT = {EPOCH: "A2C_{}_epoch.png", STEP: "A2C_{}.png"}
@@ -185,7 +186,12 @@ def test_step_update_learns_cartpole(forked, tmp_path):
 
 
 def test_the_jax_loop_is_measured_with_the_defaults_of_the_scripts():
-    for name, module in (("step", a2c_algorithm_step_update), ("epoch", a2c_algorithm_epoch_update)):
-        assert peers.JAX_SETTINGS[name].items() <= dataclasses.asdict(module.Config()).items()
+    action_map, observation_map = make_maps(make_env("CartPole-v1"))
+    config = a2c_algorithm_epoch_update.Config()
+    learner = a2c_algorithm_epoch_update.A2C(config, observation_map.layout, action_map)
+    epoch = dataclasses.asdict(config) | {"critic_updates": learner.critic_updates}  # which depends on the environment
+    for name, settings in (("step", dataclasses.asdict(a2c_algorithm_step_update.Config())), ("epoch", epoch)):
+        assert peers.JAX_SETTINGS[name].items() <= settings.items()
+    assert (learner.critic_updates, learner.ent_coef) == (resources.CRITIC_UPDATES, 0.0)
     assert a2c_algorithm_epoch_update.MEAN_SQUARE_HORIZON == peers.MEAN_SQUARE_HORIZON
     assert a2c_algorithm_step_update.TraceOptimizer.beta == peers.BETA
