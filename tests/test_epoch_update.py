@@ -279,6 +279,24 @@ def test_the_divergence_is_finite_where_an_action_becomes_impossible():
     assert kl_divergence(old, new).item() == pytest.approx(40 * np.exp(-80), rel=1e-3)
 
 
+@pytest.mark.parametrize("name", ["Pendulum-v0", "CartPole-v1"])
+def test_a_step_is_shortened_to_the_bound_and_undone_where_the_divergence_is_nan(name, tmp_path, monkeypatch):
+    envs, learner = learner_for(name, max_kl=1e-6, run_dir=tmp_path / "run", img_dir=tmp_path)
+    with Run(learner.config, learner.parts, envs) as run, torch.no_grad():
+        batch, _ = epoch.collect(envs, environments.reset_all(envs, 0), learner, run)
+        states = learner.obs_normalizer.normalize(batch.observations)
+        before = learner.actor(states)
+        with torch.enable_grad():
+            learner.update(batch, 1.0)
+        divergence = distributions.kl_divergence(before, learner.actor(states)).double().mean()
+        assert divergence.item() == pytest.approx(1e-6, rel=0.2)
+        monkeypatch.setattr(epoch, "kl_divergence", lambda old, _: torch.full(old.batch_shape, torch.nan))
+        theta = learner.actor.theta.clone()
+        with torch.enable_grad():
+            learner.update(batch, 1.0)
+    assert torch.equal(learner.actor.theta, theta)
+
+
 def test_noise_is_repeated_less_and_less(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(epoch, "repeat_noise", lambda noise, probability, _: asked.append(probability) or noise)
