@@ -77,6 +77,7 @@ class Evaluations:
         config = self.run.config
         options: dict[str, Any] = {"env_fn": self.env_fn, "before_step": self._check_signals}
         options |= {"num_envs": EVALUATION_ENVS[config.script], "env_kwargs": config.env_kwargs}
+        self.run.interrupts.set_timer()
         try:
             return evaluate(self.run.policy, config.env, config.eval_episodes, config.seed + SEED, **options)
         except SignalError:

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import sys
 from typing import Any
 
 from training.errors import StoppedError
@@ -14,7 +15,8 @@ HAS_TIMER = hasattr(signal, "setitimer")
 class Interrupts:
     """Handles SIGINT and SIGTERM: the first one asks the run to stop after the update, a second one stops it at once.
 
-    If the environment does not return from a step within `GRACE` seconds of the first one, a timer stops the run.
+    If the environment does not return from a step within `GRACE` seconds of the first one, a timer stops the run. There
+    is no timer while the networks are updated or a checkpoint is written, however long that takes.
 
     Attributes:
         status: 0, or 128 + the number of the first signal.
@@ -22,22 +24,27 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.status = 0
+        self.seconds = GRACE
         self.previous: dict[int, Any] = {}
+        self.previous_hook = sys.unraisablehook
 
     def install(self) -> None:
         """Handle signals from now on; does nothing outside of the main thread, where Python does not allow it."""
         with contextlib.suppress(ValueError):
             for number in (signal.SIGINT, signal.SIGTERM):
                 self.previous[number] = signal.signal(number, self._handle)
+            sys.unraisablehook = self._raise_again
 
     def uninstall(self) -> None:
         """Restore the previous handlers."""
         self.set_timer(0)
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+        sys.unraisablehook = self.previous_hook
 
     def set_timer(self, seconds: float = GRACE) -> None:
-        """After a signal: stop the run in so many seconds; 0 cancels that. Before a signal: do nothing."""
+        """Stop the run so many seconds after the first signal, or after now if it has arrived; 0: do not."""
+        self.seconds = seconds
         if self.status and HAS_TIMER:  # before a signal, the timer may be the caller's
             signal.setitimer(signal.ITIMER_REAL, seconds)
 
@@ -47,4 +54,11 @@ class Interrupts:
         self.status = 128 + number
         if HAS_TIMER:
             self.previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._handle)
-        self.set_timer()
+        self.set_timer(self.seconds)
+
+    def _raise_again(self, ignored: Any) -> None:
+        """Python ignores exceptions in finalizers and callbacks of weak references: stop the run soon after."""
+        if isinstance(ignored.exc_value, StoppedError):
+            self.set_timer(0.1)
+        else:
+            self.previous_hook(ignored)

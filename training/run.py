@@ -247,6 +247,7 @@ class Run:
             gathered = self.ranks.all_gather_array(np.concatenate((rewards, done, signals)))
             rewards, done, signals = np.split(gathered, [len(rewards), 2 * len(rewards)])
             self.exit_status, self.minute_passed = int(signals[0].max()), bool(signals[1].any())
+        self.interrupts.set_timer(0)  # the update follows
         self.log.rewards += float(rewards.sum())
         self.log.steps += rewards.size
         steps, num_envs = rewards.shape
@@ -283,6 +284,7 @@ class Run:
             self.log.start_row(self.timestep)
             self.bar.show(self.timestep, self.recent_returns, self.log.mean_reward, rate, self.evaluations.last)
         self.timed_from = self.timed_from or (self.timestep, time.monotonic())  # the first update includes compiling
+        self.interrupts.set_timer()
 
     @property
     def log_due(self) -> bool:
@@ -334,3 +336,4 @@ class Run:
         save_checkpoint(self.directory, run_state(self, loop))
         if time.monotonic() > self.plotted + PLOT_INTERVAL:
             self.plot()
+        self.interrupts.set_timer()

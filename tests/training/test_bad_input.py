@@ -48,6 +48,17 @@ class Hangs(Bad):
             time.sleep(1000)
         return super().step(action)
 gym.register("Hangs-v0", entry_point=Hangs)
+class Waits:
+    def __del__(self):  # Python ignores what is raised here
+        open("hangs", "w").close()
+        time.sleep(1000)
+class HangsTwice(Bad):
+    def step(self, action):
+        if self.t == 99:
+            Waits()
+            time.sleep(1000)
+        return super().step(action)
+gym.register("HangsTwice-v0", entry_point=HangsTwice)
 class Broken(Bad):
     def __init__(self):
         raise RuntimeError("no licence")
@@ -187,11 +198,18 @@ def test_an_interrupted_run_is_saved(tmp_path, script, name, number):
     assert script(EVALUATE, "run", "--episodes", 2).returncode == 0
 
 
-@pytest.mark.parametrize("name", [EPOCH, STEP])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_environment_that_hangs_can_be_left(tmp_path, name, number):
+@pytest.mark.parametrize(
+    ("name", "number", "env"),
+    [
+        (EPOCH, signal.SIGINT, "Hangs"),
+        (EPOCH, signal.SIGTERM, "HangsTwice"),
+        (STEP, signal.SIGINT, "HangsTwice"),
+        (STEP, signal.SIGTERM, "Hangs"),
+    ],
+)
+def test_an_environment_that_hangs_can_be_left(tmp_path, name, number, env):
     (tmp_path / "bad.py").write_text(NAN_ENV)
-    flags = ["--env", "bad:Hangs-v0", "--run-dir", "run", "--checkpoint-interval", "20"]
+    flags = ["--env", f"bad:{env}-v0", "--run-dir", "run", "--checkpoint-interval", "20"]
     flags += ["--num-envs", "1", "--sample-size", "20"] if name == EPOCH else []
     process = subprocess.Popen(
         [sys.executable, PROJECT / name, *flags],
