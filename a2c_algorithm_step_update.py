@@ -52,7 +52,8 @@ class Config(RunSettings):
     reward_norm: bool = True
     """Divide rewards by the running standard deviation of their discounted sum, and clip them to [-10, 10]."""
     textbook: bool = False
-    """For comparison: RMSprop with one-step updates, and nothing annealed, normalized or limited."""
+    """For comparison, RMSprop alone: --trace-lambda 0, --repeat-noise 0, --mean-limit 0, --no-anneal-lr,
+    --no-layer-norm, --no-obs-norm and --no-reward-norm."""
     compile: bool = True
     """Use torch.compile, in runs of at least 20,000 timesteps. Turn off to debug."""
 

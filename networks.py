@@ -25,7 +25,7 @@ class NetworkSettings:
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Units of each hidden layer, of actor and critic. Larger networks fit harder tasks but train slower."""
     layer_norm: bool = True
-    """Normalize each hidden layer over its units. Without it, most tasks need their own learning rates."""
+    """Normalize each hidden layer over its units, so that learning rates depend less on the task."""
     mean_limit: float = 1.0
     """Bounded continuous actions: tanh limits the mean of the Gaussian to [-mean_limit, mean_limit], where the action
     range is [-1, 1]. 1 keeps the mean inside the range; raise it if the best actions are at the bounds; 0: no limit."""
@@ -100,8 +100,9 @@ def mlp(inputs: int, outputs: int, settings: NetworkSettings, last_gain: float) 
 class ConvolutionalEncoder(nn.Module):
     """Maps observations (..., D) to features of their images, followed by their other entries, (..., F).
 
-    The convolutions of Mnih et al. 2016 (arXiv 1602.01783), as many as the size of the image calls for: 8 x 8 with
-    stride 4, then 4 x 4 with stride 2, then, if there was none of these, 3 x 3.
+    Convolutions follow each other until the shorter side is below 14: 8 x 8 with stride 4 where it is at least 36, else
+    4 x 4 with stride 2; a smaller image has one of 3 x 3. The first has 16 filters, each next one twice as many. For 84
+    x 84 these are the layers of Mnih et al. 2016 (arXiv 1602.01783).
 
     Args:
         layout: of the observations.

@@ -48,7 +48,8 @@ class RunSettings(NetworkSettings):
     checkpoint_interval: int = 20_000
     """Timesteps between checkpoints; there is also one every minute, and at the end."""
     eval_interval: int = 0
-    """Evaluate the policy about every so many timesteps, and keep the best one in best.pt; 0: only at the end."""
+    """Evaluate the policy about every so many timesteps of training, and keep the best one in best.pt; 0: never. The
+    score at the end, over 20 episodes, is printed in any case."""
     eval_episodes: int = 10
     """Episodes of each of these evaluations."""
     target_return: float | None = None
