@@ -8,11 +8,11 @@ from torch.distributions import Categorical, Independent, Normal
 import a2c_algorithm_epoch_update as epoch
 import a2c_algorithm_step_update as step
 from networks import Critic, NetworkSettings, ObservationLayout
-from utils import gae
+from utils import gae, kl_divergence
 
 
-def gaussian(mean):
-    return Independent(Normal(mean, torch.ones_like(mean)), 1)
+def gaussian(mean, std=1.0):
+    return Independent(Normal(mean, torch.full_like(mean, std)), 1)
 
 
 def gradient_through(log_prob, mean):
@@ -91,6 +91,18 @@ def test_why_many_steps_of_the_critic():
             optimizer.step()
         losses.append((critic(states) - returns).square().mean().item())
     assert losses[1] < 0.9 * losses[0]
+
+
+def test_why_a_step_of_the_actor_is_bounded():
+    """A step of the same length changes a policy more, the more certain it is; half a step changes it a quarter."""
+
+    def divergence(distance, std):
+        return kl_divergence(gaussian(torch.zeros(1), std), gaussian(torch.tensor([distance]), std)).item()
+
+    assert divergence(0.1, std=1.0) == pytest.approx(0.005)
+    assert divergence(0.1, std=0.1) == pytest.approx(0.5)
+    assert divergence(0.05, std=0.1) == pytest.approx(0.5 / 4)
+    assert divergence(0.1 * (0.01 / 0.5) ** 0.5, std=0.1) == pytest.approx(0.01)
 
 
 def test_episodes_that_end_inside_a_batch():
