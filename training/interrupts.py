@@ -40,7 +40,8 @@ class Interrupts:
         self.set_timer(0)
         for number, handler in self.previous.items():
             signal.signal(number, handler)
-        sys.unraisablehook = self.previous_hook
+        if sys.unraisablehook == self._raise_again:  # it may have been replaced since
+            sys.unraisablehook = self.previous_hook
 
     def set_timer(self, seconds: float = GRACE) -> None:
         """Stop the run so many seconds after the first signal, or after now if it has arrived; 0: do not."""
