@@ -66,7 +66,7 @@ SIZES = (4, 1_000, 10_000, 100_000, 1_000_000)
 """Bytes of the all-reduces that are timed."""
 MACHINES = (1, 8, 64, 1_000)
 LATENCY, BANDWIDTH = 30e-6, 10e9 / 8
-"""Assumed of the network: seconds, and bytes a second: 10 Gbit/s Ethernet in one data centre."""
+"""Assumed of the network: seconds, and bytes a second: 10 Gbit/s Ethernet in one data center."""
 
 
 @dataclass(frozen=True, kw_only=True)

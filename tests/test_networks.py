@@ -18,7 +18,7 @@ def inputs_of_activations(network, observations):
     return seen
 
 
-def test_layer_norm_centres_and_scales_each_layer_whatever_comes_in():
+def test_layer_norm_centers_and_scales_each_layer_whatever_comes_in():
     torch.manual_seed(0)
     observations = torch.randn(100, 5) * torch.logspace(-1, 5, 5)
     network = mlp(5, 2, NetworkSettings(hidden_sizes=(32, 16)), last_gain=1.0)

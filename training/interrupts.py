@@ -16,7 +16,8 @@ class Interrupts:
     """Handles SIGINT and SIGTERM: the first one asks the run to stop after the update, a second one stops it at once.
 
     If the environment does not return from a step within `GRACE` seconds of the first one, a timer stops the run. There
-    is no timer while the networks are updated or a checkpoint is written, however long that takes.
+    is no timer while a batch is learned from or a checkpoint is written, however long that takes; an update after every
+    step counts as part of the step.
 
     Attributes:
         status: 0, or 128 + the number of the first signal.

@@ -49,7 +49,7 @@ class RunSettings(NetworkSettings):
     """Timesteps between checkpoints; there is also one every minute, and at the end."""
     eval_interval: int = 0
     """Evaluate the policy about every so many timesteps of training, and keep the best one in best.pt; 0: never. The
-    score at the end, over 20 episodes, is printed in any case."""
+    score that is printed at the end does not depend on it."""
     eval_episodes: int = 10
     """Episodes of each of these evaluations."""
     target_return: float | None = None
