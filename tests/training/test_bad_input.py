@@ -13,7 +13,11 @@ import pytest
 import torch
 from conftest import EPOCH, EVALUATE, PROJECT, STEP, sealed
 
+from a2c_algorithm_epoch_update import A2C, Config, train
 from training.checkpoint import FORMAT
+from training.errors import StoppedError
+from training.interrupts import GRACE
+from training.run import Run
 
 pytestmark = pytest.mark.slow
 
@@ -61,7 +65,7 @@ class HangsTwice(Bad):
 gym.register("HangsTwice-v0", entry_point=HangsTwice)
 class Broken(Bad):
     def __init__(self):
-        raise RuntimeError("no licence")
+        raise RuntimeError("no license")
 gym.register("Broken-v0", entry_point=Broken)
 def nothing(): ...
 """
@@ -81,7 +85,7 @@ BOTH = [
     (["--env", "HalfCheetah-v2"], ["HalfCheetah-v4"]),
     (["--env", "nowhere:Id-v0"], ["nowhere"]),
     (["--env", "bad:Text-v0"], ["Text", "Discrete"]),
-    (["--env", "bad:Broken-v0"], ["bad:Broken-v0", "no licence"]),
+    (["--env", "bad:Broken-v0"], ["bad:Broken-v0", "no license"]),
     (["--gamma", "1.5"], ["--gamma 1.5", "between 0 and 1"]),
     (["--gamma", "nan"], ["--gamma nan", "between 0 and 1"]),
     (["--gamma", "much"], ["--gamma", "much"]),
@@ -226,6 +230,29 @@ def test_an_environment_that_hangs_can_be_left(tmp_path, name, number, env):
     (line,) = err.splitlines()
     assert "at timestep 99: stopped in the middle of an update; the last checkpoint is run/checkpoint.pt" in line
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["timestep"] == 80
+
+
+@pytest.mark.parametrize(("owner", "slow"), [(A2C, "update"), (Run, "plot")])
+def test_a_slow_update_or_plot_is_not_stopped_halfway(tmp_path, monkeypatch, owner, slow):
+    method = getattr(owner, slow)
+
+    def signaled(*args):
+        if not seen:
+            seen.append(True)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(2 * GRACE)
+        return method(*args)
+
+    seen = []
+    monkeypatch.setattr(owner, slow, signaled)
+    monkeypatch.setattr("training.run.PLOT_INTERVAL", 0)  # plots at every checkpoint
+    try:
+        run = train(Config(run_dir=tmp_path / "run", img_dir=tmp_path, checkpoint_interval=128, total_timesteps=12_800))
+    except StoppedError as error:  # a KeyboardInterrupt would end pytest
+        pytest.fail(str(error))
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert run.exit_status == 128 + signal.SIGTERM
+    assert state["timestep"] == run.timestep < 1_000
 
 
 def test_evaluate_says_what_is_wrong(forked, tmp_path):
