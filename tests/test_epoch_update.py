@@ -134,11 +134,11 @@ def test_a_batch_is_normalized_by_the_statistics_that_the_policy_acted_by(tmp_pa
             seen.append(batch.observations.flatten(0, 1).numpy())
 
 
-@pytest.mark.parametrize("lr_scale", [1.0, 0.3])
-def test_an_update_is_one_step_of_torchs_optimizer_for_the_actor_and_several_for_the_critic(tmp_path, lr_scale):
+@pytest.mark.parametrize(("env", "lr_scale"), [("CartPole-v1", 1.0), ("CartPole-v1", 0.3), ("Pendulum-v0", 1.0)])
+def test_an_update_is_one_step_of_torchs_optimizer_for_the_actor_and_several_for_the_critic(tmp_path, env, lr_scale):
     """Against torch's own optimizer, layer by layer, on a copy of both networks, and the limits of its steps."""
     paths = {"run_dir": tmp_path / "run", "img_dir": tmp_path}
-    envs, learner = learner_for("CartPole-v1", critic_updates=3, ent_coef=0.01, max_kl=1e-4 * lr_scale, **paths)
+    envs, learner = learner_for(env, critic_updates=3, ent_coef=0.01, max_kl=1e-4 * lr_scale, **paths)
     copies = [copy.deepcopy(network.network) for network in (learner.actor, learner.critic)]
     rates = [rate * 32**0.5 * lr_scale for rate in (learner.config.actor_lr, learner.config.critic_lr)]
     betas = (0.0, 1 - learner.config.sample_size / 51_200)
