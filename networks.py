@@ -14,6 +14,8 @@ from torch.distributions import Categorical, Independent, Normal
 
 LARGE_IMAGE, SMALL_IMAGE = 36, 14
 """Shorter side, in pixels: from the first on, a kernel of 8 with stride 4; from the second on, of 4 with stride 2."""
+SMALLEST_INITIAL_STD = 0.4
+"""Of actions with many entries. With less, the bound of the epoch update on the change of the policy slows learning."""
 LARGE_LOG_STD = 4.0
 """Above this, the logarithm of the standard deviation saturates; it stays below this plus 1."""
 
@@ -189,7 +191,8 @@ class Actor(nn.Module):
 class GaussianActor(Actor):
     """A diagonal Gaussian policy over continuous actions with A entries.
 
-    The standard deviation is one learned parameter per entry, the same in every state and 1 at first.
+    The standard deviation is one learned parameter per entry, the same in every state. At first it is 1 / sqrt(A), with
+    which the expected squared length of the noise is 1 for any A, but at least 0.4.
 
     Args:
         layout: of the observations.
@@ -204,7 +207,8 @@ class GaussianActor(Actor):
     def __init__(self, layout: ObservationLayout, bounded: Sequence[bool], settings: NetworkSettings) -> None:
         super().__init__()
         self.mean = network(layout, len(bounded), settings, last_gain=0.01)
-        self.log_std = nn.Parameter(torch.zeros(len(bounded)))
+        initial_std = max(len(bounded) ** -0.5, SMALLEST_INITIAL_STD)
+        self.log_std = nn.Parameter(torch.full((len(bounded),), math.log(initial_std)))
         limits = [settings.mean_limit if limited and settings.mean_limit else math.inf for limited in bounded]
         self.register_buffer("limits", torch.tensor(limits), persistent=False)
 

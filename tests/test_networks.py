@@ -43,6 +43,12 @@ def test_orthogonal_weights():
     assert not Critic(ObservationLayout(3), NetworkSettings(), last_gain=0.0)(torch.randn(5, 3)).any()
 
 
+def test_the_deviation_at_first_is_smaller_where_actions_have_more_entries():
+    for entries, expected in ((1, 1.0), (2, 0.5**0.5), (4, 0.5), (17, 0.4)):
+        actor = GaussianActor(ObservationLayout(2), [True] * entries, NetworkSettings())
+        torch.testing.assert_close(actor(torch.randn(5, 2)).stddev, torch.full((5, entries), expected))
+
+
 def test_a_deviation_has_a_limit_and_below_it_none():
     actor = GaussianActor(ObservationLayout(2), [True], NetworkSettings())
     for log_std, expected in ((-3.0, -3.0), (3.9, 3.9), (9.0, 5.0), (1000.0, 5.0)):
