@@ -38,10 +38,9 @@ class Config(RunSettings):
     actor_lr: float = 3e-4
     """Learning rate of the actor. Lower it if returns collapse."""
     critic_lr: float = 3e-4
-    """Learning rate of the critic. It is constant, so that the critic follows the policy to the end of the run."""
+    """Learning rate of the critic."""
     anneal_lr: bool = True
-    """Anneal the actor's learning rate linearly to 0 over the run. Turn off if you want to extend the run with
-    --resume."""
+    """Anneal the learning rates linearly to 0 over the run. Turn off if you want to extend the run with --resume."""
     ent_coef: float = 0.0
     """Coefficient of the entropy bonus, weighted by the absolute TD error. Raise it if exploration stops too early."""
     repeat_noise: float = 0.9
@@ -261,7 +260,7 @@ class A2C:
             action: a, as sampled, (A,).
             reward: r, shaped and normalized, ().
             terminated: 1 if the episode terminated at s', else 0, also where it was only truncated, ().
-            lr_scale: factor of the actor's learning rate, in (0, 1], ().
+            lr_scale: factor of both learning rates, in (0, 1], ().
         """
         value = self.critic(state)
         (value_gradient,) = torch.autograd.grad(value, self.critic.theta)
@@ -273,7 +272,7 @@ class A2C:
         # the trace carries its gradient like that of log pi.
         objective = log_prob + self.config.ent_coef * delta.sign() * pi.entropy()
         (policy_gradient,) = torch.autograd.grad(objective, self.actor.theta)
-        self.critic_optimizer.step(value_gradient, delta)
+        self.critic_optimizer.step(value_gradient, delta, lr_scale)
         self.actor_optimizer.step(policy_gradient, delta, lr_scale)
         return torch.stack(Statistics(td_error=delta, value=value.detach(), log_prob=log_prob.detach()))
 
@@ -327,7 +326,7 @@ class TraceOptimizer(nn.Module):
         self.register_buffer("count", theta.new_zeros(1))
 
     @torch.no_grad()
-    def step(self, gradient: Tensor, delta: Tensor, lr_scale: Tensor | float = 1.0) -> None:
+    def step(self, gradient: Tensor, delta: Tensor, lr_scale: Tensor) -> None:
         """Add the gradient of f(s), (P,), to the trace, and take a step along it, scaled by the TD error delta, ()."""
         self.trace.mul_(self.decay).add_(gradient)
         ascent = delta * self.trace

@@ -221,12 +221,12 @@ class StepLoop(Loop):
         delta = reward + c.gamma * value(critic, next_state) * (1 - terminated[0]) - now
         gradients = {"critic": value_gradient, "actor": jax.grad(log_prob)(carry["actor"].theta)}
         new: Carry = {}
-        for name, lr in (("critic", c.critic_lr), ("actor", c.actor_lr * (1 - progress))):
+        for name, lr in (("critic", c.critic_lr), ("actor", c.actor_lr)):
             theta, square, count = carry[name]
             trace = c.gamma * c.trace_lambda * carry[f"{name}_trace"] + gradients[name]
             ascent, count = delta * trace, BETA * count + 1
             square = square + (jnp.square(ascent) - square) / count
-            theta = theta + lr * ascent / (jnp.sqrt(square) + 1e-8)
+            theta = theta + lr * (1 - progress) * ascent / (jnp.sqrt(square) + 1e-8)
             new |= {name: Parameters(theta, square, count), f"{name}_trace": trace * (1 - done[0])}
         statistics = jax.tree.map(partial(jnp.where, done[0]), statistics.updated(observations), statistics)
         state = jnp.where(done[0], statistics.normalize(observations[0]), next_state)

@@ -91,7 +91,7 @@ VARIANTS = {
         "no observation normalization": "--no-obs-norm",
         "no reward scaling": "--no-reward-norm",
         "no layer normalization": "--no-layer-norm",
-        "constant learning rate of the actor": "--no-anneal-lr",
+        "constant learning rates": "--no-anneal-lr",
         "independent noise": "--repeat-noise 0",
         "unlimited mean": "--mean-limit 0",
         "textbook": "--textbook",

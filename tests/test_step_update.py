@@ -61,8 +61,7 @@ def test_updates_equal_the_equations_written_out(trace_lambda, space):
             traces[name] = [gamma * trace_lambda * e + g for e, g in zip(traces[name], gradients, strict=True)]
         for name, net in nets.items():
             for parameter, own, trace in zip(net.parameters(), states[name], traces[name], strict=True):
-                scale = 0.5 if name == "actor" else 1.0  # only the actor's learning rate is annealed
-                parameter.data += scale * one_step(delta * trace, own, t, lrs[name])
+                parameter.data += 0.5 * one_step(delta * trace, own, t, lrs[name])
         log_prob = policy.log_prob(action).item()
         numbers = learner.update(state, action, next_state, reward, terminated, torch.tensor(0.5))
         np.testing.assert_allclose(numbers, [delta, value.item(), log_prob], rtol=1e-4, atol=1e-5)
