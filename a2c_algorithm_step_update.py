@@ -273,7 +273,8 @@ class A2C:
         objective = log_prob + self.config.ent_coef * delta.sign() * pi.entropy()
         (policy_gradient,) = torch.autograd.grad(objective, self.actor.theta)
         self.critic_optimizer.step(value_gradient, delta, lr_scale)
-        self.actor_optimizer.step(policy_gradient, delta, lr_scale)
+        step_scale = 1.0 if self.config.textbook else self.actor.network.step_scale(pi)
+        self.actor_optimizer.step(policy_gradient, delta, lr_scale * step_scale)
         return torch.stack(Statistics(td_error=delta, value=value.detach(), log_prob=log_prob.detach()))
 
     def reset_traces(self) -> None:

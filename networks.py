@@ -187,6 +187,10 @@ class Actor(nn.Module):
         """Sample actions (..., A) from a distribution that `forward` returned."""
         return distribution.sample()
 
+    def step_scale(self, distribution: Any) -> Tensor | float:
+        """Factor of the step update's steps of the actor, in (0, 1]."""
+        return 1.0
+
 
 class GaussianActor(Actor):
     """A diagonal Gaussian policy over continuous actions with A entries.
@@ -207,8 +211,8 @@ class GaussianActor(Actor):
     def __init__(self, layout: ObservationLayout, bounded: Sequence[bool], settings: NetworkSettings) -> None:
         super().__init__()
         self.mean = network(layout, len(bounded), settings, last_gain=0.01)
-        initial_std = max(len(bounded) ** -0.5, SMALLEST_INITIAL_STD)
-        self.log_std = nn.Parameter(torch.full((len(bounded),), math.log(initial_std)))
+        self.initial_std = max(len(bounded) ** -0.5, SMALLEST_INITIAL_STD)
+        self.log_std = nn.Parameter(torch.full((len(bounded),), math.log(self.initial_std)))
         limits = [settings.mean_limit if limited and settings.mean_limit else math.inf for limited in bounded]
         self.register_buffer("limits", torch.tensor(limits), persistent=False)
 
@@ -229,6 +233,13 @@ class GaussianActor(Actor):
     def sample(self, distribution: Independent, noise: Tensor) -> Tensor:
         """Actions (..., A) by reparameterization: mean + standard deviation * noise."""
         return distribution.mean + distribution.stddev * noise
+
+    def step_scale(self, distribution: Independent) -> Tensor:
+        """In proportion to the geometric mean of the standard deviations, where it is below half of the first, (...).
+
+        The smaller the standard deviation, the more the same step of the mean changes the policy.
+        """
+        return (2 * distribution.stddev / self.initial_std).log().mean(-1).exp().clamp(max=1.0)
 
 
 class CategoricalActor(Actor):

@@ -221,7 +221,8 @@ class StepLoop(Loop):
         delta = reward + c.gamma * value(critic, next_state) * (1 - terminated[0]) - now
         gradients = {"critic": value_gradient, "actor": jax.grad(log_prob)(carry["actor"].theta)}
         new: Carry = {}
-        for name, lr in (("critic", c.critic_lr), ("actor", c.actor_lr)):
+        actor_lr = c.actor_lr * policy.step_scale(self.actor_of(carry["actor"].theta))
+        for name, lr in (("critic", c.critic_lr), ("actor", actor_lr)):
             theta, square, count = carry[name]
             trace = c.gamma * c.trace_lambda * carry[f"{name}_trace"] + gradients[name]
             ascent, count = delta * trace, BETA * count + 1

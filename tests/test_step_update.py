@@ -37,13 +37,19 @@ def one_step(climb, state, t, lr):
 
 
 @pytest.mark.parametrize("trace_lambda", [0.0, 0.85])
-@pytest.mark.parametrize("space", [spaces.Box(-1, 1, (2,)), spaces.Discrete(3)], ids=["box", "discrete"])
-def test_updates_equal_the_equations_written_out(trace_lambda, space):
+@pytest.mark.parametrize(
+    ("space", "std"),
+    [(spaces.Box(-1, 1, (2,)), (0.5, 0.1)), (spaces.Box(-1, 1, (2,)), (1.0, 0.2)), (spaces.Discrete(3), None)],
+    ids=["box with a small standard deviation", "box", "discrete"],
+)
+def test_updates_equal_the_equations_written_out(trace_lambda, space, std):
     """Five transitions, an episode's end among them, against the recursion in plain autograd, trace by trace."""
     gamma, ent_coef = 0.9, 0.1
     lrs = {"critic": 2e-2, "actor": 1e-2}
     settings = {"actor_lr": lrs["actor"], "critic_lr": lrs["critic"], "ent_coef": ent_coef}
     learner = learner_for(space, gamma=gamma, trace_lambda=trace_lambda, **settings)
+    if std:
+        learner.actor.network.log_std.data.copy_(torch.tensor(std).log())
     nets = {"critic": copy.deepcopy(learner.critic.network), "actor": copy.deepcopy(learner.actor.network)}
     traces = {name: [torch.zeros_like(p) for p in net.parameters()] for name, net in nets.items()}
     states: dict = {name: [{} for _ in net.parameters()] for name, net in nets.items()}
@@ -59,9 +65,12 @@ def test_updates_equal_the_equations_written_out(trace_lambda, space):
         for name, net in nets.items():
             gradients = torch.autograd.grad(climbed[name], list(net.parameters()))
             traces[name] = [gamma * trace_lambda * e + g for e, g in zip(traces[name], gradients, strict=True)]
+        scales = {"critic": 0.5, "actor": 0.5}
+        if std:  # half of the standard deviation at first is 0.5 / sqrt(2)
+            scales["actor"] *= min(1.0, policy.stddev.prod().item() ** 0.5 / (0.5 / 2**0.5))
         for name, net in nets.items():
             for parameter, own, trace in zip(net.parameters(), states[name], traces[name], strict=True):
-                parameter.data += 0.5 * one_step(delta * trace, own, t, lrs[name])
+                parameter.data += scales[name] * one_step(delta * trace, own, t, lrs[name])
         log_prob = policy.log_prob(action).item()
         numbers = learner.update(state, action, next_state, reward, terminated, torch.tensor(0.5))
         np.testing.assert_allclose(numbers, [delta, value.item(), log_prob], rtol=1e-4, atol=1e-5)
@@ -77,7 +86,8 @@ def test_updates_equal_the_equations_written_out(trace_lambda, space):
 def test_textbook_is_rmsprop_on_the_one_step_update_and_nothing_else():
     """Raw observations and rewards, against torch.optim.Adam without momentum on the textbook's two losses."""
     space = spaces.Box(-1, 1, (2,))
-    learner = learner_for(space, **step.TEXTBOOK)
+    learner = learner_for(space, textbook=True, **step.TEXTBOOK)
+    learner.actor.network.log_std.data.sub_(2.0)  # with the defaults, a smaller deviation shortens the steps
     modules = {type(module) for network in (learner.actor, learner.critic) for module in network.network.modules()}
     assert torch.nn.LayerNorm not in modules
     actor, critic = copy.deepcopy(learner.actor.network), copy.deepcopy(learner.critic.network)
