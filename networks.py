@@ -6,7 +6,7 @@ An actor maps observations (..., D) to a distribution over actions (..., A); a c
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,6 @@ from torch.distributions import Categorical, Independent, Normal
 
 LARGE_IMAGE, SMALL_IMAGE = 36, 14
 """Shorter side, in pixels: from the first on, a kernel of 8 with stride 4; from the second on, of 4 with stride 2."""
-SMALLEST_INITIAL_STD = 0.4
-"""Of actions with many entries. With 0.24, the epoch update, whose steps are bounded, was slow on Humanoid-v4."""
 LARGE_LOG_STD = 4.0
 """Above this, the logarithm of the standard deviation saturates; it stays below this plus 1."""
 
@@ -31,6 +29,8 @@ class NetworkSettings:
     mean_limit: float = 1.0
     """Bounded continuous actions: tanh limits the mean of the Gaussian to [-mean_limit, mean_limit], where the action
     range is [-1, 1]. 1 keeps the mean inside the range; raise it if the best actions are at the bounds; 0: no limit."""
+    smallest_initial_std: ClassVar[float] = 0.4
+    """Of actions with many entries. With 0.24, the epoch update, whose steps are bounded, was slow on Humanoid-v4."""
 
 
 class Image(NamedTuple):
@@ -196,7 +196,7 @@ class GaussianActor(Actor):
     """A diagonal Gaussian policy over continuous actions with A entries.
 
     The standard deviation is one learned parameter per entry, the same in every state. At first it is 1 / sqrt(A), but
-    at least 0.4. With 1 / sqrt(A), the expected squared length of the noise is 1 for any A.
+    at least `settings.smallest_initial_std`. With 1 / sqrt(A), the expected squared length of the noise is 1.
 
     Args:
         layout: of the observations.
@@ -211,7 +211,7 @@ class GaussianActor(Actor):
     def __init__(self, layout: ObservationLayout, bounded: Sequence[bool], settings: NetworkSettings) -> None:
         super().__init__()
         self.mean = network(layout, len(bounded), settings, last_gain=0.01)
-        self.initial_std = max(len(bounded) ** -0.5, SMALLEST_INITIAL_STD)
+        self.initial_std = max(len(bounded) ** -0.5, settings.smallest_initial_std)
         self.log_std = nn.Parameter(torch.full((len(bounded),), math.log(self.initial_std)))
         limits = [settings.mean_limit if limited and settings.mean_limit else math.inf for limited in bounded]
         self.register_buffer("limits", torch.tensor(limits), persistent=False)

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+import a2c_algorithm_epoch_update as epoch
+import a2c_algorithm_step_update as step
 from networks import Critic, GaussianActor, NetworkSettings, ObservationLayout, mlp
 
 
@@ -43,10 +45,11 @@ def test_orthogonal_weights():
     assert not Critic(ObservationLayout(3), NetworkSettings(), last_gain=0.0)(torch.randn(5, 3)).any()
 
 
-def test_the_deviation_at_first_is_smaller_where_actions_have_more_entries():
+def test_the_deviation_at_first_is_smaller_where_actions_have_more_entries_but_not_in_the_step_update():
     for entries, expected in ((1, 1.0), (2, 0.5**0.5), (4, 0.5), (17, 0.4)):
-        actor = GaussianActor(ObservationLayout(2), [True] * entries, NetworkSettings())
-        torch.testing.assert_close(actor(torch.randn(5, 2)).stddev, torch.full((5, entries), expected))
+        for config, std in ((epoch.Config(), expected), (step.Config(), 1.0)):
+            actor = GaussianActor(ObservationLayout(2), [True] * entries, config)
+            torch.testing.assert_close(actor(torch.randn(5, 2)).stddev, torch.full((5, entries), std))
 
 
 def test_a_deviation_has_a_limit_and_below_it_none():
