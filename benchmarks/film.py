@@ -27,7 +27,7 @@ POLICIES = PROJECT / "policies"
 FIGURE = PROJECT / "img" / "policies.gif"
 SIZE, TITLE = 180, 16
 """Pixels of a panel, and the height of its title."""
-FRAMES, FRAMES_PER_SECOND = 90, 20
+FRAMES, FRAMES_PER_SECOND = 70, 20
 
 
 @dataclass(frozen=True, kw_only=True)
