@@ -84,7 +84,7 @@ class Config(RunSettings):
 
 
 MEAN_SQUARE_HORIZON = 51_200
-"""Timesteps over which RMSprop averages squared gradients; a k-th of them with k gradient steps a batch."""
+"""Timesteps over which RMSprop averages squared gradients of the actor; with k steps a batch, of the critic a k-th."""
 COMPILE_FROM = 100_000
 """Timesteps of the shortest run that is compiled: half a minute at first; later runs load the code in 2 s."""
 
@@ -252,7 +252,7 @@ class A2C:
         """
         config = self.config
         with torch.no_grad():  # advantages and targets are constants: no gradient flows through them
-            # By the statistics used while collecting, for s and s' alike; these are updated after the actor's step.
+            # Observations: by the statistics used while collecting, updated below. Rewards: with those of this batch.
             states = self.obs_normalizer.normalize(batch.observations)
             next_states = self.obs_normalizer.normalize(batch.next_observations)
             rewards, done = batch.rewards, torch.maximum(batch.terminated, batch.truncated)

@@ -31,7 +31,7 @@ class Config(RunSettings):
 
     script: ClassVar[str] = "step"
     smallest_initial_std: ClassVar[float] = 1.0
-    """As large for any number of entries: with 0.4, one run of Humanoid-v4, which has 17, did not learn to walk."""
+    """Of continuous actions, for any number of entries: with 0.4, one run of Humanoid-v4 (17) did not learn to walk."""
 
     gamma: float = 0.995
     """Discount factor per timestep. Raise it if rewards are delayed."""
@@ -270,8 +270,8 @@ class A2C:
             delta = reward + self.config.gamma * self.critic(next_state) * (1 - terminated) - value
         pi = self.actor(state)
         log_prob = pi.log_prob(action)
-        # The step is delta times the trace. With sign(delta), entropy is a bonus now, of weight |delta|; in later steps
-        # the trace carries its gradient like that of log pi.
+        # The step is delta times the trace, so that sign(delta) makes entropy a bonus of weight |delta| now. In later
+        # steps, its gradient in the trace is multiplied by their TD errors, of either sign.
         objective = log_prob + self.config.ent_coef * delta.sign() * pi.entropy()
         (policy_gradient,) = torch.autograd.grad(objective, self.actor.theta)
         self.critic_optimizer.step(value_gradient, delta, lr_scale)

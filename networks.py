@@ -30,7 +30,7 @@ class NetworkSettings:
     """Bounded continuous actions: tanh limits the mean of the Gaussian to [-mean_limit, mean_limit], where the action
     range is [-1, 1]. 1 keeps the mean inside the range; raise it if the best actions are at the bounds; 0: no limit."""
     smallest_initial_std: ClassVar[float] = 0.4
-    """Of actions with many entries. With 0.24, the epoch update, whose steps are bounded, was slow on Humanoid-v4."""
+    """Least standard deviation at first, else 1 / sqrt(A). With 0.24, the epoch update was slow on Humanoid-v4."""
 
 
 class Image(NamedTuple):
@@ -235,7 +235,7 @@ class GaussianActor(Actor):
         return distribution.mean + distribution.stddev * noise
 
     def step_scale(self, distribution: Independent) -> Tensor:
-        """In proportion to the geometric mean of the standard deviations, where it is below half of the first, (...).
+        """2 * (geometric mean of the standard deviations) / (the standard deviation at first), but at most 1, (...).
 
         The smaller the standard deviation, the more the same step of the mean changes the policy.
         """

@@ -59,7 +59,8 @@ def discounted_sum(terms: Any, discounts: Any) -> Any:
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> Tensor:
-    """1 - Var[returns - values] / Var[returns], for tensors of any shape: 1 for a perfect critic, 0 for a constant one.
+    """1 - Var[returns - values] / Var[returns], for tensors of any shape: 1 if all errors are equal, 0 for a constant
+    critic.
 
     NaN if all returns are equal.
     """

@@ -41,7 +41,9 @@ TABLES: dict[str, Callable[[], None]] = {
     "summary": partial(
         returns.print_summary, "environment, timesteps | step update | epoch update | others: A2C | others: PPO"
     ),
-    "summary_zh": partial(returns.print_summary, "环境，时间步数 | 每步更新 | 每批更新 | 他人公布的 A2C | 他人公布的 PPO"),
+    "summary_zh": partial(
+        returns.print_summary, "环境与时间步数 | 每步更新 | 每批更新 | 他人公布的 A2C | 他人公布的 PPO"
+    ),
     "returns": returns.print_tables,
     "throughput": speed.print_throughput,
     "time_to_solve": speed.print_time_to_solve,
