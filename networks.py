@@ -211,8 +211,8 @@ class GaussianActor(Actor):
     def __init__(self, layout: ObservationLayout, bounded: Sequence[bool], settings: NetworkSettings) -> None:
         super().__init__()
         self.mean = network(layout, len(bounded), settings, last_gain=0.01)
-        self.initial_std = max(len(bounded) ** -0.5, settings.smallest_initial_std)
-        self.log_std = nn.Parameter(torch.full((len(bounded),), math.log(self.initial_std)))
+        initial_std = max(len(bounded) ** -0.5, settings.smallest_initial_std)
+        self.log_std = nn.Parameter(torch.full((len(bounded),), math.log(initial_std)))
         limits = [settings.mean_limit if limited and settings.mean_limit else math.inf for limited in bounded]
         self.register_buffer("limits", torch.tensor(limits), persistent=False)
 
@@ -235,11 +235,11 @@ class GaussianActor(Actor):
         return distribution.mean + distribution.stddev * noise
 
     def step_scale(self, distribution: Independent) -> Tensor:
-        """2 * (geometric mean of the standard deviations) / (the standard deviation at first), but at most 1, (...).
+        """2 * sqrt(A) * (geometric mean of the standard deviations), but at most 1, (...).
 
         The smaller the standard deviation, the more the same step of the mean changes the policy.
         """
-        return (2 * distribution.stddev / self.initial_std).log().mean(-1).exp().clamp(max=1.0)
+        return (2 * len(self.limits) ** 0.5 * distribution.stddev).log().mean(-1).exp().clamp(max=1.0)
 
 
 class CategoricalActor(Actor):

@@ -110,7 +110,7 @@ class Policy:
         return (-0.5 * jnp.square(normalized) - params[1] - 0.5 * jnp.log(2 * jnp.pi)).sum(-1)
 
     def step_scale(self, params: Any) -> Any:
-        return 1.0 if self.discrete else jnp.minimum(1, 2 * jnp.exp(params[1].mean()))
+        return 1.0 if self.discrete else jnp.minimum(1, 2 * self.size**0.5 * jnp.exp(params[1].mean()))
 
     def kl_divergence(self, old: Any, new: Any, states: Any) -> Any:
         outputs, new_outputs = mlp(old[0], states), mlp(new[0], states)

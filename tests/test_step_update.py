@@ -66,8 +66,8 @@ def test_updates_equal_the_equations_written_out(trace_lambda, space, std):
             gradients = torch.autograd.grad(climbed[name], list(net.parameters()))
             traces[name] = [gamma * trace_lambda * e + g for e, g in zip(traces[name], gradients, strict=True)]
         scales = {"critic": 0.5, "actor": 0.5}
-        if std:  # half of the standard deviation at first is 0.5
-            scales["actor"] *= min(1.0, policy.stddev.prod().item() ** 0.5 / 0.5)
+        if std:  # with two entries, steps are shortened below 1 / (2 * sqrt(2))
+            scales["actor"] *= min(1.0, policy.stddev.prod().item() ** 0.5 / 0.125**0.5)
         for name, net in nets.items():
             for parameter, own, trace in zip(net.parameters(), states[name], traces[name], strict=True):
                 parameter.data += scales[name] * one_step(delta * trace, own, t, lrs[name])
