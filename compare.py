@@ -145,9 +145,12 @@ def draw(results: Results, img_dir: Path) -> list[Path]:
     left.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
     figure.suptitle(
         f"A2C on {results.name}: interquartile mean and 95 % interval of {len(results.seeds(results.curves[0]))} seeds,"
-        f" {results.timesteps:,} timesteps"
+        f" {results.timesteps:,} timesteps",
+        parse_math=False,
     )
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    legend = figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name may have a $ in it
     img_dir.mkdir(parents=True, exist_ok=True)
     pictures = [img_dir / f"compare_{results.name}.png"]
     figure.savefig(pictures[0], dpi=100)

@@ -90,7 +90,7 @@ def structured(space: spaces.Space, action: np.ndarray) -> Any:
 
 
 def to_data(space: spaces.Space) -> Any:
-    """A space as plain data, for a checkpoint; None if a part of it is of a kind that Gymnasium does not have."""
+    """A space as plain data, for a checkpoint; None if a part or key of it is not of Gymnasium's or Python's kinds."""
     try:
         return plain(space)
     except TypeError:
@@ -98,7 +98,7 @@ def to_data(space: spaces.Space) -> Any:
 
 
 def plain(space: Any) -> list[Any]:
-    """A space as plain data; raises a `TypeError` if its kind is not known."""
+    """A space as plain data; raises a `TypeError` if its kind, or that of a key, is not known."""
     match space:
         case spaces.Box():
             # One number in place of an image of equal ones.
@@ -110,10 +110,10 @@ def plain(space: Any) -> list[Any]:
         case spaces.MultiDiscrete():
             return ["MultiDiscrete", space.nvec.tolist(), space.start.tolist(), str(space.dtype)]
         case spaces.MultiBinary():
-            return ["MultiBinary", space.n if isinstance(space.n, int) else list(space.n)]
+            return ["MultiBinary", space.n if isinstance(space.n, int) else [int(n) for n in space.n]]
         case spaces.Text():
-            return ["Text", space.max_length, space.min_length, "".join(space.character_list)]
-        case spaces.Dict():
+            return ["Text", int(space.max_length), int(space.min_length), "".join(map(str, space.character_list))]
+        case spaces.Dict() if all(type(name) in (str, int) for name in space):  # no enum, no number of NumPy
             return ["Dict", [[name, plain(entry)] for name, entry in space.items()]]
         case spaces.Tuple():
             return ["Tuple", [plain(entry) for entry in space]]

@@ -23,7 +23,7 @@ def test_episodes_that_end_together_give_one_point():
     assert len(np.unique(np.diff(means[2:]).round(6))) == 1  # a straight line stays one
 
 
-@pytest.mark.parametrize("episodes", [0, 1, 5])
-def test_a_run_of_few_episodes_is_drawn(tmp_path, episodes):
-    plot_returns(tmp_path / "new" / "plot.png", [200] * episodes, [1.0] * episodes, "title")
+@pytest.mark.parametrize(("episodes", "title"), [(0, "title"), (1, "50$%$"), (5, r"$\frac$")])
+def test_a_run_of_few_episodes_or_a_name_with_signs_is_drawn(tmp_path, episodes, title):
+    plot_returns(tmp_path / "new" / "plot.png", [200] * episodes, [1.0] * episodes, title)
     assert (tmp_path / "new" / "plot.png").read_bytes().startswith(b"\x89PNG")

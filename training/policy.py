@@ -207,9 +207,11 @@ def evaluate(
         limit that the environment was registered with if that is higher; this is said on standard error.
 
     Raises:
-        UsageError: the actions of the environment are others than those of the policy.
+        UsageError: the actions of the environment are others than those of the policy, or a number is too small.
         EnvironmentFault: the environment returned an observation or reward that is not finite.
     """
+    if min(episodes, num_envs) < 1 or seed < 0:
+        raise UsageError(f"episodes {episodes} and num_envs {num_envs} must be at least 1, seed {seed} at least 0")
     num_envs, stacked = min(episodes, num_envs), policy.observation_map.frame_stack
     env_kwargs = policy.env_kwargs if env_kwargs is None else env_kwargs
     remaining = np.array([len(range(i, episodes, num_envs)) for i in range(num_envs)])

@@ -1,13 +1,17 @@
 """Spaces of several parts: flattened for the networks, and back for the environment and for a person."""
 
+import enum
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 
+import a2c_algorithm_epoch_update as epoch
 from environments import ActionMap, ObservationMap, UsageError, advice, make_env, observation_tensor
 from environments.structure import flat_actions, from_data, numeric_part, structured, to_data
+from training import load_policy
 
 CHOICES = spaces.Dict(
     a=spaces.Discrete(3, start=5), b=spaces.Tuple([spaces.MultiBinary(2), spaces.MultiDiscrete([2, 4])])
@@ -60,6 +64,30 @@ def test_a_huge_bound_is_none(bound):
 )
 def test_a_space_survives_as_plain_data(space):
     assert from_data(to_data(space)) == space
+
+
+class Part(enum.StrEnum):
+    ARM = "arm"
+
+
+@pytest.mark.parametrize("key", [Part.ARM, np.int64(1), np.str_("arm")], ids=repr)
+def test_a_checkpoint_with_keys_that_are_no_plain_data_can_be_loaded(tmp_path, key):
+    class Keyed(gym.Env):
+        observation_space = spaces.Dict({key: spaces.Box(-1, 1, (2,))})
+        action_space = spaces.Box(-1, 1, (1,))
+
+        def reset(self, **kwargs):
+            return {key: np.zeros(2, np.float32)}, {}
+
+        def step(self, action):
+            return {key: np.zeros(2, np.float32)}, 0.0, True, False, {}
+
+    sizes = {"num_envs": 2, "sample_size": 4, "total_timesteps": 4}
+    settings = {"env": "Keyed", "quiet": True, "compile": False, "run_dir": tmp_path / "run", "img_dir": tmp_path}
+    run = epoch.train(epoch.Config(**settings, **sizes), env_fn=Keyed)
+    policy, _ = load_policy(run.directory, env_fn=Keyed)
+    assert policy({key: np.zeros(2, np.float32)}).shape == (1,)
+    epoch.train(epoch.Config(resume=run.directory, total_timesteps=8), env_fn=Keyed)
 
 
 def test_what_cannot_be_flattened_is_left_out_of_a_dict():

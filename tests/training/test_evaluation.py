@@ -118,6 +118,13 @@ def test_ctrl_c_while_scoring_says_that_the_run_is_complete(tmp_path):
     assert (process.returncode, err) == (130, expected)
 
 
+@pytest.mark.parametrize("numbers", [{"episodes": 0}, {"num_envs": 0}, {"seed": -1}], ids=str)
+def test_numbers_that_are_too_small_are_refused(numbers):
+    policy, _ = load_policy(PROJECT / "policies" / "Pendulum-v0")
+    with pytest.raises(environments.UsageError, match="must be at least 1, seed"):
+        evaluate(policy, "Pendulum-v0", **{"episodes": 1, "seed": 1, **numbers})
+
+
 def test_actions_of_another_kind_are_refused():
     policy, _ = load_policy(PROJECT / "policies" / "Pendulum-v0")
     with pytest.raises(ValueError, match=r"CartPole-v1 has the actions Discrete\(2\), and the policy those of Box"):
