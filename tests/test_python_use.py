@@ -12,6 +12,7 @@ from conftest import PROJECT
 
 import a2c_algorithm_epoch_update as epoch
 import a2c_algorithm_step_update as step
+from environments import UsageError
 from training import evaluate, load_policy
 from training.checkpoint import load_checkpoint
 from training.cli import parse
@@ -27,6 +28,12 @@ def parameters(run):
 def config(script, tmp_path, name, **settings):
     settings = {"total_timesteps": 2048, "env": "CartPole-v1", "quiet": True} | settings
     return script.Config(run_dir=tmp_path / name, img_dir=tmp_path, **settings)
+
+
+@pytest.mark.parametrize("wrong", [step.Config(), "CartPole-v1"], ids=["of the other script", "a name"])
+def test_a_config_of_another_kind_is_refused(wrong):
+    with pytest.raises(UsageError, match="train takes the Config of a2c_algorithm_epoch_update, not "):
+        epoch.train(wrong)
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_type_hints
 
 import torch
 
@@ -25,6 +25,10 @@ def prepared(train: Train) -> Train:
 
     @functools.wraps(train)
     def wrapper(config: Any, env_fn: EnvFn | None = None, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(config, get_type_hints(train)["config"]):
+            raise UsageError(
+                f"train takes the Config of {train.__module__}, not {type(config).__module__}.{type(config).__name__}"
+            )
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
