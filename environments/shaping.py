@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from environments.atari import is_atari
-from environments.errors import UsageError
+from environments.errors import EnvironmentFault, UsageError
 from environments.modules import import_function
 
 Potential = Callable[[np.ndarray], np.ndarray]
@@ -90,7 +90,12 @@ def shaping_reward(
         The rewards to add, (...).
     """
     terminated = np.asarray(terminated)
-    phi, next_phi = (
-        potential(o.reshape(-1, o.shape[-1])).reshape(terminated.shape) for o in (observations, next_observations)
-    )
-    return gamma * next_phi * (1.0 - terminated) - phi
+
+    def potentials(states: np.ndarray) -> np.ndarray:
+        values = np.asarray(potential(states.reshape(-1, states.shape[-1])))
+        if values.size != terminated.size:
+            shapes = f"{values.shape}, not ({terminated.size},)"
+            raise EnvironmentFault(f"the potential of --reward-shaping returned an array of shape {shapes}")
+        return values.reshape(terminated.shape)
+
+    return gamma * potentials(next_observations) * (1.0 - terminated) - potentials(observations)

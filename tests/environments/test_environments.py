@@ -10,7 +10,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
 import environments
-from environments import ActionMap, UsageError, make_env, make_vector_env, shaping_reward
+from environments import ActionMap, EnvironmentFault, UsageError, make_env, make_vector_env, shaping_reward
 from environments.shaping import mountain_car_potential
 
 RECORDED = np.genfromtxt(Path(__file__).parent / "pendulum_v0.csv", delimiter=",", names=True)
@@ -190,6 +190,15 @@ def test_shaping_telescopes_so_that_no_policy_gains_by_it():
         )
         total = (gamma ** np.arange(steps) * shaping).sum()
         np.testing.assert_allclose(total, -mountain_car_potential(observations[:1])[0])
+
+
+def test_a_potential_may_return_a_list_or_a_column_but_not_another_number_of_potentials():
+    states, ended = np.arange(8.0).reshape(4, 2), np.zeros(4)
+    for potential in (lambda o: o[:, 0].tolist(), lambda o: o[:, :1]):
+        shaping = shaping_reward(states, states + 1, ended, potential=potential, gamma=1.0)
+        np.testing.assert_array_equal(shaping, np.ones(4))
+    with pytest.raises(EnvironmentFault, match=r"returned an array of shape \(\), not \(4,\)"):
+        shaping_reward(states, states, ended, potential=lambda o: 1.0, gamma=1.0)
 
 
 def test_mountain_car_potential_is_constant_where_no_force_acts():
